@@ -1,0 +1,66 @@
+//! The map can't lie: every path that ARCHITECTURE.md names exists, and every crate is on it.
+
+use crate::world::World;
+
+const MAP: &str = "ARCHITECTURE.md";
+
+pub(super) fn check(world: &World) -> Vec<String> {
+    let Some(text) = world.text(MAP) else {
+        return vec![format!("{MAP} is missing")];
+    };
+    let mut wrong = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        for path in named(line) {
+            let relative = path.trim_end_matches('/');
+            if !world.paths.iter().any(|p| p == relative) {
+                wrong.push(format!("{MAP}:{}: there is no {path}", number + 1));
+            }
+        }
+    }
+    for krate in &world.crates {
+        if !text.contains(krate.dir.as_str()) {
+            wrong.push(format!("{MAP}: crate {} ({}) is not on the map", krate.name, krate.dir));
+        }
+    }
+    wrong
+}
+
+/// What stands between backticks and is a path of the repository by its form: `a/b`, `a/`, `b.rs`.
+fn named(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2).filter(|text| is_path(text))
+}
+
+fn is_path(text: &str) -> bool {
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+    let begins = text.starts_with(|c: char| c.is_ascii_lowercase() || c == '.') && !text.starts_with("./");
+    let known = [".rs", ".md", ".toml", ".proto", ".service"].iter().any(|end| text.ends_with(end));
+    plain && begins && (text.contains('/') || known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tidy::testing::{krate, world};
+
+    #[test]
+    fn paths_are_told_from_other_words() {
+        let line = "`a/b.rs` and `lib.rs`, `a/`, not `fn(&View) -> X`, `2377/tcp`, `/etc/skep`, `skep daemon` nor `SWMTKN-1-x`";
+        assert_eq!(named(line).collect::<Vec<_>>(), ["a/b.rs", "lib.rs", "a/"]);
+    }
+
+    #[test]
+    fn the_map_names_what_exists_and_leaves_nothing_out() {
+        let crates = vec![krate("skep-state", "manager/state", &[])];
+        let files = |map| [("ARCHITECTURE.md", map), ("manager/state/src/lib.rs", "//! x")];
+        for (map, errors) in [
+            ("`manager/state/` and `manager/state/src/lib.rs`", 0),
+            ("`manager/state/src/gone.rs`", 1),
+            ("nothing", 1),
+            ("`manager/plan`", 2),
+        ] {
+            let wrong = check(&world(crates.clone(), &files(map)));
+            assert_eq!(wrong.len(), errors, "{map}: {wrong:?}");
+        }
+        assert_eq!(check(&world(crates, &[])).len(), 1, "no map at all");
+    }
+}
