@@ -1,0 +1,213 @@
+//! Gives services their virtual addresses and published ports, tasks their addresses, nodes their balancers' addresses.
+//!
+//! An address is free only while no task that may still run, no service and no node holds it; the state keeps that
+//! book and refuses a second holder. A service gets its part before its tasks get theirs, and a task may be scheduled
+//! (PENDING) only once it has all of it.
+
+mod network;
+mod pools;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skep_proto::v1::{
+    Endpoint, NetworkAttachmentConfig, NodeAttachment, NodeChange, PortConfig, PublishMode, ResolutionMode, Service,
+    Task, TaskChange, TaskNetwork, TaskSpec, TaskState, TaskStatus, VirtualIp,
+};
+use skep_state::State;
+use skep_state::subnet::format_address;
+
+use crate::draft::Draft;
+pub(crate) use network::{Plan as NetworkPlan, plan as plan_network};
+pub(crate) use pools::Pools;
+
+/// Published ports that the allocator chooses from.
+const DYNAMIC_PORTS: std::ops::RangeInclusive<u32> = 30_000..=32_767;
+
+/// Whether a port is published on every node through the mesh.
+pub(crate) fn is_mesh(port: &PortConfig) -> bool {
+    port.mode() == PublishMode::Ingress
+}
+
+fn ports(service: &Service) -> &[PortConfig] {
+    service.spec.as_ref().and_then(|s| s.endpoint.as_ref()).map_or(&[], |e| &e.ports)
+}
+
+/// The networks that a task of this spec is attached to, the mesh's last.
+pub(crate) fn networks_of(state: &State, service: &Service, spec: &TaskSpec) -> Vec<NetworkAttachmentConfig> {
+    let mut networks: Vec<NetworkAttachmentConfig> = Vec::with_capacity(spec.networks.len() + 1);
+    for network in &spec.networks {
+        if networks.iter().all(|n| n.target != network.target) {
+            networks.push(network.clone());
+        }
+    }
+    if ports(service).iter().any(is_mesh)
+        && let Some(ingress) = state.ingress()
+        && networks.iter().all(|n| n.target != ingress.id)
+    {
+        networks.push(NetworkAttachmentConfig { target: ingress.id.clone(), ..NetworkAttachmentConfig::default() });
+    }
+    networks
+}
+
+/// Allocates for services whose endpoint does not serve their spec yet.
+pub(crate) fn services(draft: &mut Draft<'_>, pools: &mut Pools) {
+    let view = draft.state.clone();
+    for service in view.services().filter(|s| !s.removing) {
+        if let Some(endpoint) = endpoint(&draft.state, service, pools) {
+            draft.put_service(Service { endpoint: Some(endpoint), ..service.as_ref().clone() });
+        }
+    }
+}
+
+/// What the service should have, if that differs from what it has.
+fn endpoint(state: &State, service: &Service, pools: &mut Pools) -> Option<Endpoint> {
+    let spec = service.spec.as_ref()?;
+    let wanted = networks_of(state, service, spec.task.as_ref()?);
+    let has = service.endpoint.as_ref();
+    if has.is_none() && wanted.is_empty() && ports(service).is_empty() {
+        return None;
+    }
+    let dnsrr = spec.endpoint.as_ref().is_some_and(|e| e.mode() == ResolutionMode::Dnsrr);
+    let held = |network: &str| {
+        let address =
+            has.and_then(|e| e.virtual_ips.iter().find(|v| v.network_id == network)).map(|v| v.address.clone());
+        address.filter(|a| !a.is_empty())
+    };
+    let mut virtual_ips = Vec::with_capacity(wanted.len());
+    for network in wanted {
+        let address = if dnsrr {
+            String::new()
+        } else {
+            match held(&network.target).or_else(|| pools.take(state, &network.target).map(format_address)) {
+                Some(address) => address,
+                // Without room the service waits; its tasks say why.
+                None => continue,
+            }
+        };
+        virtual_ips.push(VirtualIp { network_id: network.target, address });
+    }
+    let ports = publish(state, service)?;
+    let endpoint = Endpoint { spec: spec.endpoint.clone(), ports, virtual_ips };
+    (has != Some(&endpoint)).then_some(endpoint)
+}
+
+/// The service's ports with the published ones filled in; `None` while none are left.
+fn publish(state: &State, service: &Service) -> Option<Vec<PortConfig>> {
+    let has: &[PortConfig] = service.endpoint.as_ref().map_or(&[], |e| &e.ports);
+    let mut taken: BTreeSet<(u32, i32)> =
+        ports(service).iter().filter(|p| is_mesh(p)).map(|p| (p.published_port, p.protocol)).collect();
+    let mut published = Vec::with_capacity(ports(service).len());
+    for port in ports(service) {
+        let mut port = port.clone();
+        if is_mesh(&port) && port.published_port == 0 {
+            let same = |p: &&PortConfig| {
+                (&p.name, p.protocol, p.target_port, p.mode) == (&port.name, port.protocol, port.target_port, port.mode)
+                    && !taken.contains(&(p.published_port, p.protocol))
+            };
+            let kept = has.iter().find(same).map(|p| p.published_port);
+            let free = |candidate: &u32| {
+                let key = (*candidate, port.protocol);
+                !taken.contains(&key) && state.port_owner(key.0, key.1).is_none()
+            };
+            port.published_port = kept.or_else(|| DYNAMIC_PORTS.clone().find(free))?;
+            taken.insert((port.published_port, port.protocol));
+        }
+        published.push(port);
+    }
+    Some(published)
+}
+
+/// Whether the service has all that its tasks stand on.
+fn is_served(state: &State, service: &Service) -> bool {
+    let Some(spec) = &service.spec else { return false };
+    let wanted = networks_of(state, service, &spec.task.clone().unwrap_or_default());
+    match &service.endpoint {
+        None => wanted.is_empty() && ports(service).is_empty(),
+        Some(endpoint) => {
+            endpoint.spec == spec.endpoint
+                && wanted.iter().all(|n| endpoint.virtual_ips.iter().any(|v| v.network_id == n.target))
+        }
+    }
+}
+
+/// Gives new tasks their addresses and makes them PENDING.
+pub(crate) fn tasks(draft: &mut Draft<'_>, pools: &mut Pools) {
+    let view = draft.state.clone();
+    let mut served: BTreeMap<&str, bool> = BTreeMap::new();
+    for task in view.tasks() {
+        if task.observed() != TaskState::New || !task.in_service() {
+            continue;
+        }
+        let Some(service) = view.service(&task.service_id).filter(|s| !s.removing) else { continue };
+        let Some(spec) = view.task_spec(&task.service_id, task.spec_version) else { continue };
+        let ready = *served.entry(task.service_id.as_str()).or_insert_with(|| is_served(&view, &service));
+        let given = if ready {
+            addresses(&view, &service, &spec, pools)
+        } else {
+            Err("waits for the addresses and ports of its service: a network or the range of ports is full".to_owned())
+        };
+        let (state, message, networks) = match given {
+            Ok(networks) => (TaskState::Pending, "pending task scheduling".to_owned(), networks),
+            Err(message) => (TaskState::New, message, Vec::new()),
+        };
+        let old = task.status.as_ref();
+        if state == TaskState::New && old.is_some_and(|s| s.message == message) {
+            continue;
+        }
+        let status = TaskStatus { at_ns: draft.now_ns, state: state.into(), message, ..TaskStatus::default() };
+        draft.change_task(TaskChange { id: task.id.clone(), networks, status: Some(status), ..TaskChange::default() });
+    }
+}
+
+/// One address on each network, or why that is impossible.
+fn addresses(state: &State, service: &Service, spec: &TaskSpec, pools: &mut Pools) -> Result<Vec<TaskNetwork>, String> {
+    let mut given: Vec<(TaskNetwork, u32)> = Vec::new();
+    for network in networks_of(state, service, spec) {
+        let Some(address) = pools.take(state, &network.target) else {
+            for (network, address) in given {
+                pools.give_back(&network.network_id, address);
+            }
+            return Err(pools::exhausted(state, &network.target));
+        };
+        let aliases = network.aliases;
+        given.push((TaskNetwork { network_id: network.target, address: format_address(address), aliases }, address));
+    }
+    Ok(given.into_iter().map(|(network, _)| network).collect())
+}
+
+/// Gives every node an address on the mesh's network and on those of its tasks, and takes back what it needs no more.
+pub(crate) fn nodes(draft: &mut Draft<'_>, pools: &mut Pools) {
+    let view = draft.state.clone();
+    let mut needed: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for task in view.tasks().filter(|t| occupies(t)) {
+        let networks = task.networks.iter().map(|n| n.network_id.as_str());
+        needed.entry(task.node_id.as_str()).or_default().extend(networks);
+    }
+    let ingress = view.ingress().map(|n| n.id.as_str());
+    for node in view.nodes() {
+        let mut wanted = needed.remove(node.id.as_str()).unwrap_or_default();
+        wanted.extend(ingress);
+        let has: BTreeSet<&str> = node.attachments.iter().map(|a| a.network_id.as_str()).collect();
+        let attachments: Vec<NodeAttachment> = wanted
+            .difference(&has)
+            .filter_map(|network| {
+                let address = pools.take(&view, network).map(format_address)?;
+                Some(NodeAttachment { network_id: (*network).to_owned(), address })
+            })
+            .collect();
+        let detach_network_ids: Vec<String> = has.difference(&wanted).map(|n| (*n).to_owned()).collect();
+        if !attachments.is_empty() || !detach_network_ids.is_empty() {
+            draft.change_node(NodeChange {
+                id: node.id.clone(),
+                attachments,
+                detach_network_ids,
+                ..NodeChange::default()
+            });
+        }
+    }
+}
+
+/// Whether a node has the task and it may still run there.
+pub(crate) fn occupies(task: &Task) -> bool {
+    !task.node_id.is_empty() && task.observed() >= TaskState::Assigned && !task.observed().is_terminal()
+}

@@ -1,0 +1,85 @@
+//! Subnet, gateway and VNI of a new network.
+
+use skep_proto::v1::IpamConfig;
+use skep_state::State;
+use skep_state::subnet::{Subnet, format_address, parse_address};
+
+/// The first VNI that is given out.
+const FIRST_VNI: u32 = 4096;
+/// VNIs have 24 bits.
+const LAST_VNI: u32 = 0x00ff_ffff;
+/// What networks are cut from when the cluster names no pools.
+const DEFAULT_POOL: &str = "10.0.0.0/8";
+const DEFAULT_SIZE: u8 = 24;
+
+/// What a network is given once and for all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) vni: u32,
+    pub(crate) subnet: Subnet,
+    pub(crate) gateway: String,
+}
+
+/// Why there is no place for it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("subnet {wanted} overlaps with {other} of network {network}: choose another one")]
+    Overlap { wanted: Subnet, other: Subnet, network: String },
+    #[error("no subnet is left in the default address pools: name one, or remove networks")]
+    NoSubnet,
+    #[error("all {} VXLAN network identifiers are in use", LAST_VNI - FIRST_VNI + 1)]
+    NoVni,
+}
+
+/// Chooses what `config` leaves open. Its texts are valid: the caller has checked them.
+pub(crate) fn plan(state: &State, config: &IpamConfig) -> Result<Plan, Error> {
+    let used: Vec<(Subnet, &str)> =
+        state.networks().filter_map(|n| Some((n.subnet.parse().ok()?, n.id.as_str()))).collect();
+    let subnet = match config.subnet.parse::<Subnet>() {
+        Ok(wanted) => match used.iter().find(|(other, _)| other.overlaps(wanted)) {
+            Some((other, network)) => {
+                return Err(Error::Overlap { wanted, other: *other, network: (*network).to_owned() });
+            }
+            None => wanted,
+        },
+        Err(_) => cut(state, &used).ok_or(Error::NoSubnet)?,
+    };
+    let gateway = match parse_address(&config.gateway) {
+        Some(gateway) => format_address(gateway),
+        None => format_address(subnet.base().saturating_add(1)),
+    };
+    let mut vnis: Vec<u32> = state.networks().map(|n| n.vni).collect();
+    vnis.sort_unstable();
+    let vni = (FIRST_VNI..=LAST_VNI).find(|vni| vnis.binary_search(vni).is_err()).ok_or(Error::NoVni)?;
+    Ok(Plan { vni, subnet, gateway })
+}
+
+/// The first subnet of the pools that overlaps with none in use.
+fn cut(state: &State, used: &[(Subnet, &str)]) -> Option<Subnet> {
+    let cluster = state.cluster();
+    let pools: Vec<Subnet> = cluster
+        .iter()
+        .flat_map(|c| &c.default_address_pools)
+        .map(String::as_str)
+        .filter_map(|pool| pool.parse().ok())
+        .collect();
+    let pools = if pools.is_empty() { DEFAULT_POOL.parse().ok().into_iter().collect() } else { pools };
+    let size = cluster.as_ref().map_or(0, |c| c.subnet_size);
+    let size = u8::try_from(size).ok().filter(|s| (1..=29).contains(s)).unwrap_or(DEFAULT_SIZE);
+    for pool in pools {
+        let mut base = pool.base();
+        loop {
+            let candidate = Subnet::of(base, size.max(pool.prefix()))?;
+            // Go on behind whatever is in the way, however large it is.
+            let behind = match used.iter().find(|(other, _)| other.overlaps(candidate)) {
+                Some((other, _)) => other.last().max(candidate.last()),
+                None => return Some(candidate),
+            };
+            match behind.checked_add(1) {
+                Some(next) if pool.contains(next) => base = next,
+                _ => break,
+            }
+        }
+    }
+    None
+}

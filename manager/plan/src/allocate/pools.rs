@@ -1,0 +1,104 @@
+//! Free addresses of networks during one round.
+
+use std::collections::{BTreeMap, HashSet};
+
+use skep_proto::v1::Network;
+use skep_state::State;
+use skep_state::subnet::{Subnet, format_address, parse_address};
+
+use crate::draft::Draft;
+
+/// The networks from which something was asked in this round.
+#[derive(Debug, Default)]
+pub(crate) struct Pools {
+    open: BTreeMap<String, Pool>,
+}
+
+#[derive(Debug)]
+struct Pool {
+    first: u32,
+    last: u32,
+    /// The search goes on behind it, so that an address that was just freed rests.
+    cursor: u32,
+    moved: bool,
+    held: HashSet<u32>,
+}
+
+impl Pools {
+    /// A free address; `None` when there is none, or no such network.
+    pub(crate) fn take(&mut self, state: &State, network_id: &str) -> Option<u32> {
+        self.pool(state, network_id)?.take()
+    }
+
+    /// Returns an address that nothing was told about.
+    pub(crate) fn give_back(&mut self, network_id: &str, address: u32) {
+        if let Some(pool) = self.open.get_mut(network_id) {
+            pool.held.remove(&address);
+        }
+    }
+
+    /// Whether an address could be taken.
+    pub(crate) fn has_room(&mut self, state: &State, network_id: &str) -> bool {
+        self.pool(state, network_id).is_some_and(|pool| pool.free().is_some())
+    }
+
+    /// Notes in each network where the search goes on.
+    pub(crate) fn save(&self, draft: &mut Draft<'_>) {
+        for (id, pool) in self.open.iter().filter(|(_, pool)| pool.moved) {
+            if let Some(network) = draft.state.network(id) {
+                let last_address = format_address(pool.cursor);
+                draft.put_network(Network { last_address, ..network.as_ref().clone() });
+            }
+        }
+    }
+
+    fn pool(&mut self, state: &State, network_id: &str) -> Option<&mut Pool> {
+        if !self.open.contains_key(network_id) {
+            let pool = Pool::of(state, state.network(network_id)?.as_ref())?;
+            self.open.insert(network_id.to_owned(), pool);
+        }
+        self.open.get_mut(network_id)
+    }
+}
+
+impl Pool {
+    fn of(state: &State, network: &Network) -> Option<Self> {
+        let subnet: Subnet = network.subnet.parse().ok()?;
+        let ipam = network.spec.as_ref().and_then(|s| s.ipam.as_ref()).and_then(|i| i.configs.first());
+        let range: Subnet = ipam.and_then(|c| c.range.parse().ok()).unwrap_or(subnet);
+        let first = range.base().max(subnet.base().saturating_add(1));
+        let last = range.last().min(subnet.last().saturating_sub(1));
+        let mut held: HashSet<u32> = state.addresses_of(&network.id).map(|(address, _)| address).collect();
+        held.extend(parse_address(&network.gateway));
+        held.extend(ipam.iter().flat_map(|c| c.reserved.values()).filter_map(|a| parse_address(a)));
+        let cursor = parse_address(&network.last_address).unwrap_or(0);
+        Some(Self { first, last, cursor, moved: false, held })
+    }
+
+    fn free(&self) -> Option<u32> {
+        let start = if (self.first..self.last).contains(&self.cursor) { self.cursor + 1 } else { self.first };
+        (start..=self.last).chain(self.first..start).find(|address| !self.held.contains(address))
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        let address = self.free()?;
+        self.held.insert(address);
+        self.cursor = address;
+        self.moved = true;
+        Some(address)
+    }
+}
+
+/// Why there is no address.
+pub(crate) fn exhausted(state: &State, network_id: &str) -> String {
+    match state.network(network_id) {
+        Some(network) => {
+            let name = network.spec.as_ref().and_then(|s| s.annotations.as_ref()).map_or("", |a| a.name.as_str());
+            format!(
+                "network {name} has no free address left in {}: remove tasks, or use a larger subnet",
+                network.subnet
+            )
+        }
+        None => format!("network {network_id} does not exist any more: update the service"),
+    }
+}

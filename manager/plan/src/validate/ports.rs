@@ -1,0 +1,108 @@
+//! Published ports: form, conflicts with other services, and those that the cluster itself needs.
+
+use std::collections::BTreeSet;
+
+use skep_proto::v1::{EndpointSpec, PortConfig, Protocol, ResolutionMode, Service};
+use skep_state::State;
+
+use super::{Error, invalid};
+use crate::allocate::is_mesh;
+use crate::defaults;
+
+/// Ports in one service at most.
+const PORTS: usize = 1000;
+
+/// Checks the ports of a service; `own_id` is empty for a new one.
+pub(super) fn check(state: &State, endpoint: &EndpointSpec, own_id: &str) -> Result<(), Error> {
+    if endpoint.ports.len() > PORTS {
+        return Err(invalid("EndpointSpec.Ports", format!("{PORTS} ports are the most that a service can publish")));
+    }
+    let mut seen = BTreeSet::new();
+    for port in &endpoint.ports {
+        one(state, port)?;
+        if is_mesh(port) && endpoint.mode() == ResolutionMode::Dnsrr {
+            let why = "a port can't be published through the mesh with endpoint mode dnsrr: use mode=host, or vip";
+            return Err(invalid("EndpointSpec.Mode", why));
+        }
+        if port.published_port != 0 && !seen.insert((port.published_port, port.protocol)) {
+            let why = format!("port {}/{} is published twice", port.published_port, word(port.protocol()));
+            return Err(invalid("EndpointSpec.Ports", why));
+        }
+    }
+    if endpoint.ports.iter().any(is_mesh) && state.ingress().is_none() {
+        return Err(invalid(
+            "EndpointSpec.Ports",
+            "there is no ingress network: create one, or publish with mode=host",
+        ));
+    }
+    for service in state.services().filter(|s| s.id != own_id && !s.removing) {
+        conflict(&endpoint.ports, service)?;
+    }
+    Ok(())
+}
+
+fn one(state: &State, port: &PortConfig) -> Result<(), Error> {
+    if !(1..=65535).contains(&port.target_port) {
+        return Err(invalid(
+            "EndpointSpec.Ports.TargetPort",
+            format!("{} is no port: use 1 to 65535", port.target_port),
+        ));
+    }
+    if port.published_port > 65535 {
+        let why = format!("{} is no port: use 1 to 65535, or 0 to have one chosen", port.published_port);
+        return Err(invalid("EndpointSpec.Ports.PublishedPort", why));
+    }
+    if port.protocol() == Protocol::Sctp && is_mesh(port) {
+        return Err(invalid(
+            "EndpointSpec.Ports.Protocol",
+            "sctp through the mesh is not supported yet: use mode=host",
+        ));
+    }
+    let reserved = match (port.published_port, port.protocol()) {
+        (2377, Protocol::Tcp) => Some("the managers"),
+        (7946, Protocol::Tcp | Protocol::Udp) => Some("traffic between nodes"),
+        (p, Protocol::Udp) if p == defaults::data_path_port(state) => Some("overlay traffic between nodes"),
+        _ => None,
+    };
+    match reserved {
+        Some(whom) => {
+            let why = format!(
+                "port {}/{} is reserved for {whom}: publish another one",
+                port.published_port,
+                word(port.protocol())
+            );
+            Err(invalid("EndpointSpec.Ports.PublishedPort", why))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A port of the mesh is taken on every node, one of the host on those with a task: two of the latter may share it.
+fn conflict(ports: &[PortConfig], other: &Service) -> Result<(), Error> {
+    let spec = other.spec.as_ref();
+    let asked = spec.and_then(|s| s.endpoint.as_ref()).map_or(&[][..], |e| &e.ports);
+    let given = other.endpoint.as_ref().map_or(&[][..], |e| &e.ports);
+    for theirs in asked.iter().chain(given).filter(|p| p.published_port != 0) {
+        let same = |p: &&PortConfig| {
+            (p.published_port, p.protocol) == (theirs.published_port, theirs.protocol)
+                && (is_mesh(p) || is_mesh(theirs))
+        };
+        if let Some(port) = ports.iter().find(same) {
+            let name = spec.and_then(|s| s.annotations.as_ref()).map_or("", |a| a.name.as_str());
+            let kind = if is_mesh(theirs) { "an ingress port" } else { "a host-published port" };
+            return Err(Error::InUse(format!(
+                "port '{}' is already in use by service '{name}' ({}) as {kind}; publish another one",
+                port.published_port, other.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    }
+}

@@ -1,0 +1,141 @@
+//! A service's spec: new, or replacing an older one.
+
+use prost::Message;
+use skep_proto::v1::{ObjectKind, Replicated, Service, ServiceSpec, TaskSpec, UpdateConfig, service_spec::Mode};
+use skep_state::State;
+
+use super::{Error, SERVICE_NAME, annotations, check_name, container, described, invalid, ports};
+use crate::constraint::{Constraint, is_spread};
+
+/// Replicas of one service at most.
+const REPLICAS: u64 = 1_000_000;
+/// Largest encoded spec: the log stores it together with the previous one.
+const SPEC_BYTES: usize = 300 * 1024;
+
+/// Checks a spec and completes it. `old` is the service that it changes.
+pub fn service(state: &State, mut spec: ServiceSpec, old: Option<&Service>) -> Result<ServiceSpec, Error> {
+    let name = annotations(spec.annotations.as_ref())?.name.clone();
+    check_name("Name", &name, SERVICE_NAME, "-_")?;
+    if spec.encoded_len() > SPEC_BYTES {
+        let why = format!(
+            "the spec has {} bytes; {SPEC_BYTES} are allowed: move large values to configs",
+            spec.encoded_len()
+        );
+        return Err(invalid("TaskTemplate", why));
+    }
+    let own_id = old.map_or("", |s| s.id.as_str());
+    let taken = |s: &Service| {
+        s.id != own_id
+            && !s.removing
+            && s.spec.as_ref().and_then(|s| s.annotations.as_ref()).is_some_and(|a| a.name == name)
+    };
+    if state.find_service(&name).is_ok_and(|s| taken(&s)) {
+        return Err(Error::NameInUse { kind: "service", name });
+    }
+    let mode = *spec.mode.get_or_insert(Mode::Replicated(Replicated { replicas: 1 }));
+    if let Mode::Replicated(replicated) = mode
+        && replicated.replicas > REPLICAS
+    {
+        return Err(invalid("Mode.Replicated.Replicas", format!("{REPLICAS} replicas are the most")));
+    }
+    if let Some(old) = old.and_then(|s| s.spec.as_ref()) {
+        check_change(&spec, old)?;
+    }
+    let task = spec.task.as_mut().ok_or_else(|| invalid("TaskTemplate", "a service needs a task template"))?;
+    let container =
+        task.container.as_mut().ok_or_else(|| invalid("TaskTemplate.ContainerSpec", "a container is needed"))?;
+    container::check(state, container)?;
+    resolve_networks(state, task)?;
+    check_task(task, matches!(mode, Mode::Global(_)))?;
+    for (field, config) in [("UpdateConfig", &spec.update), ("RollbackConfig", &spec.rollback)] {
+        if let Some(config) = config {
+            check_update(field, config)?;
+        }
+    }
+    if let Some(endpoint) = &spec.endpoint {
+        ports::check(state, endpoint, own_id)?;
+    }
+    Ok(spec)
+}
+
+/// What stays as it is for the life of a service.
+fn check_change(spec: &ServiceSpec, old: &ServiceSpec) -> Result<(), Error> {
+    let name = |s: &ServiceSpec| s.annotations.as_ref().map(|a| a.name.clone());
+    if name(spec) != name(old) {
+        return Err(invalid("Name", "renaming services is not supported: create another one"));
+    }
+    let global = |s: &ServiceSpec| matches!(s.mode, Some(Mode::Global(_)));
+    if global(spec) != global(old) {
+        return Err(invalid("Mode", "a service's mode can't be changed: create another one"));
+    }
+    Ok(())
+}
+
+/// Turns the names of networks into ids.
+fn resolve_networks(state: &State, task: &mut TaskSpec) -> Result<(), Error> {
+    const FIELD: &str = "TaskTemplate.Networks";
+    let mut ids = Vec::new();
+    for attachment in &mut task.networks {
+        let network = state.find_network(&attachment.target).map_err(|e| match e {
+            skep_state::FindError::NotFound => {
+                Error::NotFound { field: FIELD.to_owned(), what: described(ObjectKind::Network, &attachment.target) }
+            }
+            ambiguous @ skep_state::FindError::Ambiguous { .. } => {
+                invalid(FIELD, format!("network {} is {ambiguous}", attachment.target))
+            }
+        })?;
+        if network.spec.as_ref().is_some_and(|s| s.ingress) {
+            return Err(invalid(FIELD, "a service can't be attached to the ingress network: publish a port instead"));
+        }
+        if ids.contains(&network.id) {
+            return Err(invalid(FIELD, format!("network {} is named twice", attachment.target)));
+        }
+        for alias in &attachment.aliases {
+            check_name("TaskTemplate.Networks.Aliases", alias, SERVICE_NAME, "-_.")?;
+        }
+        attachment.target.clone_from(&network.id);
+        ids.push(network.id.clone());
+    }
+    Ok(())
+}
+
+fn check_task(task: &TaskSpec, global: bool) -> Result<(), Error> {
+    if let Some(placement) = &task.placement {
+        for constraint in &placement.constraints {
+            Constraint::parse(constraint).map_err(|e| invalid("TaskTemplate.Placement.Constraints", e.to_string()))?;
+        }
+        if let Some(spread) = placement.spread.iter().find(|s| !is_spread(s)) {
+            let why = format!("`{spread}` can't be spread over: use node.labels.NAME or engine.labels.NAME");
+            return Err(invalid("TaskTemplate.Placement.Preferences", why));
+        }
+        if global && placement.max_replicas != 0 {
+            return Err(invalid(
+                "TaskTemplate.Placement.MaxReplicas",
+                "a global service has one task per node anyway: leave it out",
+            ));
+        }
+    }
+    if let Some(restart) = &task.restart
+        && (restart.delay_ns.is_some_and(|d| d < 0) || restart.window_ns < 0)
+    {
+        return Err(invalid("TaskTemplate.RestartPolicy", "delay and window can't be negative"));
+    }
+    let resources = task.resources.unwrap_or_default();
+    for (field, part) in [("Limits", resources.limits), ("Reservations", resources.reservations)] {
+        container::check_resources(&format!("TaskTemplate.Resources.{field}"), part.unwrap_or_default())?;
+    }
+    if resources.pids_limit < 0 {
+        return Err(invalid("TaskTemplate.Resources.Limits.Pids", "the number of processes can't be negative"));
+    }
+    Ok(())
+}
+
+fn check_update(field: &str, config: &UpdateConfig) -> Result<(), Error> {
+    if config.delay_ns < 0 || config.monitor_ns < 0 {
+        return Err(invalid(field, "delay and monitor can't be negative"));
+    }
+    if !(0.0..=1.0).contains(&config.max_failure_ratio) {
+        return Err(invalid(format!("{field}.MaxFailureRatio"), "the ratio lies between 0 and 1"));
+    }
+    Ok(())
+}
