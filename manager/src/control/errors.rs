@@ -1,0 +1,86 @@
+//! How failures of the rooms below become answers of the API. Codes: `INVALID_ARGUMENT` bad input, `NOT_FOUND`,
+//! `ALREADY_EXISTS` a name or port in use, `ABORTED` a stale version, `FAILED_PRECONDITION` something still in use,
+//! `UNAVAILABLE` no leader or no quorum, `DEADLINE_EXCEEDED` nobody knows.
+
+use skep_plan::validate;
+use skep_proto::v1::{ObjectKind, RefusalReason};
+use skep_state::FindError;
+use tonic::{Code, Status};
+
+use crate::{raft, store};
+
+/// A failure of consensus.
+pub(crate) fn raft(error: raft::Error) -> Status {
+    let code = match &error {
+        raft::Error::TooLarge { .. } => Code::InvalidArgument,
+        // It may have happened: nobody may try it again unseen.
+        raft::Error::OutcomeUnknown { .. } => Code::DeadlineExceeded,
+        _ => Code::Unavailable,
+    };
+    Status::new(code, chain(&error))
+}
+
+/// A failed change.
+pub(crate) fn store(error: store::Error) -> Status {
+    match error {
+        store::Error::Refused(refusal) => Status::new(code(refusal.reason()), refusal.message),
+        store::Error::Raft(error) => raft(error),
+        store::Error::Reply(_) => Status::internal(chain(&error)),
+    }
+}
+
+/// Input that can't be accepted.
+pub(crate) fn invalid(error: validate::Error) -> Status {
+    Status::new(code(error.reason()), error.to_string())
+}
+
+fn code(reason: RefusalReason) -> Code {
+    match reason {
+        RefusalReason::Exists | RefusalReason::NameInUse => Code::AlreadyExists,
+        RefusalReason::NotFound => Code::NotFound,
+        RefusalReason::StaleVersion => Code::Aborted,
+        RefusalReason::InUse => Code::FailedPrecondition,
+        RefusalReason::Invalid => Code::InvalidArgument,
+        RefusalReason::Unknown => Code::Unknown,
+    }
+}
+
+/// A reference that names no object, or several.
+pub(crate) fn find(kind: ObjectKind, reference: &str, error: &FindError) -> Status {
+    let word = word(kind);
+    match error {
+        FindError::NotFound => Status::not_found(format!("{word} {reference} not found")),
+        FindError::Ambiguous { candidates } => Status::invalid_argument(format!(
+            "{word} {reference} is ambiguous: it fits {}; give more characters of the id",
+            candidates.join(", ")
+        )),
+    }
+}
+
+/// The word for a kind of object.
+pub(crate) fn word(kind: ObjectKind) -> &'static str {
+    match kind {
+        ObjectKind::Cluster => "cluster",
+        ObjectKind::Node => "node",
+        ObjectKind::Service => "service",
+        ObjectKind::Task => "task",
+        ObjectKind::Network => "network",
+        ObjectKind::Secret => "secret",
+        ObjectKind::Config => "config",
+    }
+}
+
+/// The error and all its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,145 @@
+//! The cluster's API among managers: checks who calls, sends the call to the leader, and there to its handler.
+//!
+//! Every manager serves every call. A handler runs on the leader only, against a state that is known to be current;
+//! it validates with `skep-plan` (pure) and proposes one all-or-nothing command. Callers: the Engine API of the same
+//! node (in process), other managers (gRPC).
+
+mod cluster;
+mod errors;
+mod events;
+mod networks;
+mod nodes;
+mod route;
+mod secrets;
+mod services;
+mod tasks;
+
+pub(crate) use errors::{raft as raft_error, store as store_error, word};
+pub use route::InProcess;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use skep_proto::time::unix_ns;
+use skep_proto::v1::{Action, control_server};
+use tonic::{Request, Response, Status};
+
+use crate::liveness::Liveness;
+use crate::raft::{Dialer, Raft};
+use crate::store::{self, Store, View};
+
+/// How long one call may take on the leader, forwarding and elections included.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The API of one manager.
+#[derive(Clone)]
+pub struct Control {
+    pub(crate) raft: Arc<Raft>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) liveness: Arc<Liveness>,
+    pub(crate) dialer: Arc<dyn Dialer>,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// The API over this manager's consensus and state.
+    pub fn new(raft: Arc<Raft>, store: Arc<Store>, liveness: Arc<Liveness>, dialer: Arc<dyn Dialer>) -> Self {
+        Self { raft, store, liveness, dialer }
+    }
+
+    /// The state, known to be no older than the moment of the call.
+    async fn current(&self) -> Result<View, Status> {
+        self.raft.read_barrier(CALL_DEADLINE).await.map_err(errors::raft)?;
+        Ok(self.store.view())
+    }
+
+    /// Proposes an all-or-nothing change and returns its index.
+    async fn change(&self, actions: Vec<Action>) -> Result<u64, Status> {
+        store::propose(&self.raft, now_ns(), actions, CALL_DEADLINE).await.map_err(errors::store)
+    }
+}
+
+/// The clock, asked at the edge only.
+pub(crate) fn now_ns() -> i64 {
+    unix_ns(SystemTime::now())
+}
+
+/// One line a call: the trait's method, its messages, and the handler that answers it on the leader.
+macro_rules! control_calls {
+    ($($method:ident($request:ident) -> $response:ident = $module:ident::$handler:ident $(, identified by $id:ident)?;)*) => {
+        #[tonic::async_trait]
+        impl control_server::Control for Control {
+            $(
+                async fn $method(
+                    &self,
+                    request: Request<skep_proto::v1::$request>,
+                ) -> Result<Response<skep_proto::v1::$response>, Status> {
+                    route::authorise(&request)?;
+                    let hops = route::hops(&request);
+                    #[allow(unused_mut, reason = "creations only are given an id")]
+                    let mut message = request.into_inner();
+                    $(route::identify(&mut message.$id);)?
+                    let mut router = route::Router::new(self, hops);
+                    loop {
+                        match router.next().await? {
+                            route::Target::Here => {
+                                return $module::$handler(self, message).await.map(Response::new);
+                            }
+                            route::Target::Leader(mut client) => {
+                                let forwarded = route::forwarded(message.clone(), hops);
+                                if let Some(answer) = router.attempt(client.$method(forwarded)).await {
+                                    return answer;
+                                }
+                            }
+                        }
+                    }
+                }
+            )*
+
+            type WatchEventsStream = events::Stream;
+
+            async fn watch_events(
+                &self,
+                request: Request<skep_proto::v1::WatchEventsRequest>,
+            ) -> Result<Response<Self::WatchEventsStream>, Status> {
+                route::authorise(&request)?;
+                Ok(Response::new(events::watch(&self.store)))
+            }
+        }
+    };
+}
+
+control_calls! {
+    get_cluster(GetClusterRequest) -> Cluster = cluster::get;
+    update_cluster(UpdateClusterRequest) -> Cluster = cluster::update;
+    list_nodes(ListNodesRequest) -> ListNodesResponse = nodes::list;
+    get_node(GetRequest) -> Node = nodes::get;
+    update_node(UpdateNodeRequest) -> Node = nodes::update;
+    remove_node(RemoveNodeRequest) -> Empty = nodes::remove;
+    create_service(CreateServiceRequest) -> CreateServiceResponse = services::create, identified by id;
+    update_service(UpdateServiceRequest) -> UpdateServiceResponse = services::update;
+    remove_service(GetRequest) -> Empty = services::remove;
+    get_service(GetRequest) -> Service = services::get;
+    list_services(ListServicesRequest) -> ListServicesResponse = services::list;
+    get_task(GetRequest) -> TaskView = tasks::get;
+    list_tasks(ListTasksRequest) -> ListTasksResponse = tasks::list;
+    create_network(CreateNetworkRequest) -> Network = networks::create, identified by id;
+    get_network(GetRequest) -> Network = networks::get;
+    list_networks(ListNetworksRequest) -> ListNetworksResponse = networks::list;
+    remove_network(GetRequest) -> Empty = networks::remove;
+    create_secret(CreateSecretRequest) -> Secret = secrets::create_secret, identified by id;
+    get_secret(GetRequest) -> Secret = secrets::get_secret;
+    list_secrets(ListSecretsRequest) -> ListSecretsResponse = secrets::list_secrets;
+    update_secret(UpdateSecretRequest) -> Secret = secrets::update_secret;
+    remove_secret(GetRequest) -> Empty = secrets::remove_secret;
+    create_config(CreateConfigRequest) -> Config = secrets::create_config, identified by id;
+    get_config(GetRequest) -> Config = secrets::get_config;
+    list_configs(ListConfigsRequest) -> ListConfigsResponse = secrets::list_configs;
+    update_config(UpdateConfigRequest) -> Config = secrets::update_config;
+    remove_config(GetRequest) -> Empty = secrets::remove_config;
+}

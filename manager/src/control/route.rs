@@ -1,0 +1,135 @@
+//! Which manager answers a call: the leader; whoever else is asked forwards, waits out an election, and tries again as
+//! long as the deadline lasts. Trying again is safe: creations carry the id that the first manager chose, updates name
+//! the version they were made from.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use skep_proto::v1::control_client::ControlClient;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+use super::{CALL_DEADLINE, Control};
+use crate::peer::require_manager;
+use crate::raft::Leadership;
+
+/// Metadata key that counts how often a call was forwarded.
+const HOPS: &str = "skep-hops";
+
+/// Two managers that each believe the other leads must not play ping-pong for ever.
+const MAX_HOPS: u32 = 3;
+
+/// How long the leader is given for one attempt before the next one is tried.
+const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// Marks a call that comes from the Engine API of this very node.
+#[derive(Debug, Clone, Copy)]
+pub struct InProcess;
+
+/// Refuses everybody but managers and this node itself.
+pub(super) fn authorise<T>(request: &Request<T>) -> Result<(), Status> {
+    if request.extensions().get::<InProcess>().is_some() {
+        return Ok(());
+    }
+    require_manager(request).map(|_| ())
+}
+
+/// How often the call was forwarded already.
+pub(super) fn hops<T>(request: &Request<T>) -> u32 {
+    request.metadata().get(HOPS).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// The call as it goes to the next manager.
+pub(super) fn forwarded<T>(message: T, hops: u32) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(HOPS, (hops + 1).into());
+    request.set_timeout(ATTEMPT);
+    request
+}
+
+/// Gives a creation its id, so that doing it again is the same creation.
+pub(super) fn identify(id: &mut String) {
+    if id.is_empty() {
+        *id = skep_proto::id::new();
+    }
+}
+
+/// Where the call goes next.
+pub(super) enum Target {
+    /// This manager leads.
+    Here,
+    /// Another one does.
+    Leader(ControlClient<Channel>),
+}
+
+/// The attempts of one call.
+pub(super) struct Router<'a> {
+    control: &'a Control,
+    hops: u32,
+    until: Instant,
+    last: Option<Status>,
+}
+
+impl<'a> Router<'a> {
+    pub(super) fn new(control: &'a Control, hops: u32) -> Self {
+        Self { control, hops, until: Instant::now() + CALL_DEADLINE, last: None }
+    }
+
+    /// Waits for a leader and says where it is; an error once the deadline has passed.
+    pub(super) async fn next(&mut self) -> Result<Target, Status> {
+        if self.hops >= MAX_HOPS {
+            return Err(Status::unavailable("the managers do not agree on a leader yet; try again"));
+        }
+        let mut leadership = self.control.raft.leadership();
+        let remaining = self.until.saturating_duration_since(Instant::now());
+        let known = tokio::time::timeout(remaining, leadership.wait_for(|l| l.is_self || l.leader.is_some())).await;
+        let Leadership { leader, is_self, .. } = match known {
+            Ok(Ok(found)) => found.clone(),
+            Ok(Err(_)) => return Err(Status::unavailable("this manager is shutting down")),
+            Err(_) => return Err(self.exhausted()),
+        };
+        if is_self {
+            return Ok(Target::Here);
+        }
+        let Some(leader) = leader else { return Err(self.exhausted()) };
+        let channel = self
+            .control
+            .dialer
+            .channel(&leader.address)
+            .map_err(|e| Status::unavailable(format!("the leader at {} can't be dialled: {e}", leader.address)))?;
+        Ok(Target::Leader(ControlClient::new(channel)))
+    }
+
+    /// Awaits one attempt at the leader. `None` means: try again.
+    pub(super) async fn attempt<T>(
+        &mut self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Option<Result<Response<T>, Status>> {
+        let mut leadership = self.control.raft.leadership();
+        let asked = leadership.borrow_and_update().leader.clone();
+        let answer = tokio::select! {
+            answer = call => answer,
+            // The leader that was asked is none any more: its answer may never come.
+            _ = leadership.wait_for(|l| l.leader != asked) => {
+                self.last = Some(Status::unavailable("the leader changed while the call was on its way"));
+                return None;
+            }
+        };
+        match answer {
+            Err(status) if status.code() == Code::Unavailable && Instant::now() < self.until => {
+                self.last = Some(status);
+                // A dead leader refuses at once; its successor takes an election to appear.
+                let _ = tokio::time::timeout(Duration::from_millis(50), leadership.changed()).await;
+                None
+            }
+            other => Some(other),
+        }
+    }
+
+    fn exhausted(&self) -> Status {
+        let why = self.last.as_ref().map_or_else(String::new, |s| format!(" (last answer: {})", s.message()));
+        Status::unavailable(format!(
+            "the cluster has no leader: more than half of its managers must be up and reach each other{why}"
+        ))
+    }
+}

@@ -1,0 +1,212 @@
+//! Logs of tasks, through the sessions of this manager: a subscription goes down to the workers, their lines come back
+//! in streams of their own and are joined here. One worker that fails does not end the others.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use skep_proto::v1::session_message::Kind;
+use skep_proto::v1::{LogBatch, LogFailure, LogSubscription, PublishLogsRequest, SessionMessage, TaskLogsRequest};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::Dispatcher;
+
+/// Batches that may wait for a slow reader; beyond that the workers wait.
+const QUEUE: usize = 64;
+
+/// A worker that has not begun to answer by then counts as failed.
+const BEGIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// A reader that takes nothing for this long loses its subscription.
+const READER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Subscriptions that may be open at once on one manager.
+const MAX_OPEN: usize = 256;
+
+#[derive(Debug)]
+struct Open {
+    reader: mpsc::Sender<Result<LogBatch, Status>>,
+    /// Nodes that were asked and have not finished.
+    pending: BTreeMap<String, BTreeSet<String>>,
+    /// Of these, the ones that have begun to answer.
+    begun: BTreeSet<String>,
+}
+
+/// The open subscriptions of one manager.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Subscriptions(Arc<Mutex<HashMap<String, Open>>>);
+
+impl Subscriptions {
+    /// Streams what a worker sends for a subscription to its reader.
+    pub(super) async fn publish(&self, node_id: &str, mut stream: Streaming<PublishLogsRequest>) -> Result<(), Status> {
+        let mut subscription = None;
+        let outcome = loop {
+            let message = match stream.message().await {
+                Ok(Some(message)) => message,
+                Ok(None) => break Ok(()),
+                Err(status) => break Err(status),
+            };
+            subscription.get_or_insert_with(|| message.subscription_id.clone());
+            let Some(reader) = self.begin(&message.subscription_id, node_id) else {
+                break Err(Status::not_found("nobody reads this subscription any more"));
+            };
+            let Some(mut batch) = message.batch else { continue };
+            // The certificate says which node speaks.
+            batch.lines.iter_mut().for_each(|line| node_id.clone_into(&mut line.node_id));
+            batch.failures.iter_mut().for_each(|failure| node_id.clone_into(&mut failure.node_id));
+            match tokio::time::timeout(READER_DEADLINE, reader.send(Ok(batch))).await {
+                Ok(Ok(())) => {}
+                _ => break Err(Status::cancelled("the reader of these logs has gone")),
+            }
+        };
+        if let Some(id) = subscription {
+            self.finish(&id, node_id);
+        }
+        outcome
+    }
+
+    fn begin(&self, id: &str, node_id: &str) -> Option<mpsc::Sender<Result<LogBatch, Status>>> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let subscription = open.get_mut(id)?;
+        subscription.pending.get(node_id)?;
+        subscription.begun.insert(node_id.to_owned());
+        Some(subscription.reader.clone())
+    }
+
+    /// A node has sent all it has; the last one ends the subscription.
+    fn finish(&self, id: &str, node_id: &str) {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(subscription) = open.get_mut(id) {
+            subscription.pending.remove(node_id);
+            if subscription.pending.is_empty() {
+                open.remove(id);
+            }
+        }
+    }
+
+    /// A node's session ended: its part of every subscription is a failure with words.
+    pub(super) fn node_left(&self, node_id: &str) {
+        self.fail(|_, pending, _| pending.contains_key(node_id).then(|| node_id.to_owned()), "the node left");
+    }
+
+    fn fail(
+        &self,
+        which: impl Fn(&str, &BTreeMap<String, BTreeSet<String>>, &BTreeSet<String>) -> Option<String>,
+        why: &str,
+    ) {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|id, subscription| {
+            while let Some(node_id) = which(id, &subscription.pending, &subscription.begun) {
+                let tasks = subscription.pending.remove(&node_id).unwrap_or_default();
+                let failures = tasks
+                    .into_iter()
+                    .map(|task_id| LogFailure { task_id, node_id: node_id.clone(), message: why.to_owned() })
+                    .collect();
+                let _ = subscription.reader.try_send(Ok(LogBatch { failures, ..LogBatch::default() }));
+            }
+            !subscription.pending.is_empty()
+        });
+    }
+}
+
+impl Dispatcher {
+    /// Asks the workers that have their session here for the logs of the given tasks.
+    ///
+    /// The first batch names the tasks that are covered. The stream ends once every worker has finished.
+    pub(crate) async fn task_logs(
+        self: &Arc<Self>,
+        request: TaskLogsRequest,
+    ) -> Result<mpsc::Receiver<Result<LogBatch, Status>>, Status> {
+        let view = self.store.view();
+        let mut by_node: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for task_id in &request.task_ids {
+            if let Some(task) = view.state.task(task_id)
+                && self.session_of(&task.node_id).is_some()
+            {
+                by_node.entry(task.node_id.clone()).or_default().insert(task_id.clone());
+            }
+        }
+        let (reader, lines) = mpsc::channel(QUEUE);
+        let covered = by_node.values().flatten().cloned().collect();
+        let _ = reader.try_send(Ok(LogBatch { covered_task_ids: covered, ..LogBatch::default() }));
+        if by_node.is_empty() {
+            return Ok(lines);
+        }
+        let id = skep_proto::id::new();
+        {
+            let mut open = self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner);
+            open.retain(|_, s| !s.reader.is_closed());
+            if open.len() >= MAX_OPEN {
+                return Err(Status::resource_exhausted(format!("{MAX_OPEN} log streams are open on this manager")));
+            }
+            open.insert(id.clone(), Open { reader: reader.clone(), pending: by_node.clone(), begun: BTreeSet::new() });
+        }
+        for (node_id, tasks) in &by_node {
+            let subscription = LogSubscription {
+                id: id.clone(),
+                task_ids: tasks.iter().cloned().collect(),
+                options: request.options.clone(),
+            };
+            let Some(session) = self.session_of(node_id) else { continue };
+            let _ = session.to_worker.try_send(Ok(SessionMessage { kind: Some(Kind::Logs(subscription)) }));
+        }
+        let (owner, nodes) = (Arc::clone(self), by_node.into_keys().collect::<Vec<_>>());
+        self.tasks.spawn(async move { owner.watch_subscription(&id, &nodes, reader).await });
+        Ok(lines)
+    }
+
+    /// Fails workers that never begin, and tells all of them when the reader has gone.
+    async fn watch_subscription(
+        &self,
+        id: &str,
+        nodes: &[String],
+        reader: mpsc::Sender<Result<LogBatch, Status>>,
+    ) {
+        tokio::select! {
+            () = reader.closed() => {}
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(BEGIN_WITHIN) => {
+                self.subscriptions.fail(
+                    |this, pending, begun| {
+                        (this == id).then(|| pending.keys().find(|n| !begun.contains(*n)).cloned()).flatten()
+                    },
+                    "the node did not answer within 5 s",
+                );
+                // The map holds the other sender: once it is gone, the stream ends by itself.
+                let followed = self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id);
+                if !followed {
+                    return;
+                }
+                let gone = reader.downgrade();
+                drop(reader);
+                self.wait_until_unread(id, gone).await;
+            }
+        }
+        let left = self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id).is_some();
+        if !left {
+            return;
+        }
+        for node_id in nodes {
+            if let Some(session) = self.session_of(node_id) {
+                let close = SessionMessage { kind: Some(Kind::CloseLogSubscriptionId(id.to_owned())) };
+                let _ = session.to_worker.try_send(Ok(close));
+            }
+        }
+    }
+
+    /// Waits until the reader of a followed subscription goes away or all workers have finished.
+    async fn wait_until_unread(&self, id: &str, reader: mpsc::WeakSender<Result<LogBatch, Status>>) {
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.stop.cancelled() => return,
+            }
+            let open = self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id);
+            if !open || reader.upgrade().is_none_or(|r| r.is_closed()) {
+                return;
+            }
+        }
+    }
+}

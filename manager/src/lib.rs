@@ -1,0 +1,252 @@
+//! The brain of a cluster: consensus, the cluster's API, sessions with workers, the certificate authority, and the
+//! loops that the leader runs.
+//!
+//! Decisions are pure and live in `skep-state` and `skep-plan`; this crate reads the world, asks them, and carries the
+//! answers out. It knows no worker, no network and no container. Only the daemon calls it.
+#![forbid(unsafe_code)]
+
+mod action;
+pub mod ca;
+pub mod control;
+pub mod dispatch;
+mod intake;
+mod leader;
+pub mod liveness;
+pub mod logs;
+mod membership;
+pub mod peer;
+pub mod peers;
+pub mod raft;
+pub mod store;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_proto::v1::control_server::ControlServer;
+use skep_proto::v1::dispatcher_server::DispatcherServer;
+use skep_proto::v1::peers_client::PeersClient;
+use skep_proto::v1::peers_server::PeersServer;
+use skep_proto::v1::{Action, JoinRaftRequest, LeaveRaftRequest};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use control::Control;
+use dispatch::{Dispatcher, DispatcherService, relay};
+use intake::Intake;
+use liveness::Liveness;
+use peers::PeersService;
+use raft::{Dialer, Raft};
+use store::Store;
+
+/// Messages of our own calls: an assignment of a big node, a secret, a service list.
+const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+
+/// How long a new manager keeps asking to be taken into the group.
+const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a manager is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its directory: log, votes, snapshots.
+    pub dir: PathBuf,
+    /// The node's id in the cluster.
+    pub node_id: String,
+    /// Its number in the consensus group; chosen at random once, never 0.
+    pub raft_id: u64,
+    /// `host:port` at which the other managers reach it.
+    pub address: String,
+    /// Encrypts what is on disk.
+    pub key: [u8; 32],
+}
+
+/// Why a manager could not start, join or leave.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Consensus.
+    #[error(transparent)]
+    Raft(#[from] raft::Error),
+    /// The first state was refused.
+    #[error("the new cluster's first state was not accepted")]
+    FirstState(#[source] store::Error),
+    /// The other managers would not have it.
+    #[error("manager {address} did not take this node into the group: {why}")]
+    Membership {
+        /// Who was asked last.
+        address: String,
+        /// Its answer.
+        why: String,
+    },
+}
+
+/// One running manager. A handle: clones are the same manager.
+#[derive(Debug, Clone)]
+pub struct Manager {
+    node_id: String,
+    raft_id: u64,
+    address: String,
+    control: Control,
+    dispatcher: Arc<Dispatcher>,
+    intake: Arc<Intake>,
+    raft: Arc<Raft>,
+    store: Arc<Store>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Manager {
+    /// Opens the state on disk and starts every loop. A manager that is in no group yet waits to be joined.
+    pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Self, Error> {
+        let store = Arc::new(Store::default());
+        let raft_config = raft::Config::new(config.dir, config.raft_id, config.address.clone(), config.key);
+        let machine: Arc<dyn raft::StateMachine> = Arc::clone(&store) as _;
+        let raft = Arc::new(Raft::open(raft_config, machine, Arc::clone(&dialer)).await?);
+        let liveness = Arc::new(Liveness::default());
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let control = Control::new(Arc::clone(&raft), Arc::clone(&store), Arc::clone(&liveness), Arc::clone(&dialer));
+        let intake = Arc::new(Intake { raft: Arc::clone(&raft), store: Arc::clone(&store), liveness });
+        let (relay, items) = relay::queue();
+        tasks.spawn(relay::run(items, Arc::clone(&raft), dialer, Arc::clone(&intake), stop.clone()));
+        tasks.spawn(leader::run(control.clone(), stop.clone()));
+        let dispatcher = Arc::new(Dispatcher::new(Arc::clone(&store), relay, stop.child_token()));
+        Ok(Self {
+            node_id: config.node_id,
+            raft_id: config.raft_id,
+            address: config.address,
+            control,
+            dispatcher,
+            intake,
+            raft,
+            store,
+            tasks,
+            stop,
+        })
+    }
+
+    /// Founds a cluster with this manager alone and the given first objects.
+    pub async fn bootstrap(&self, first: Vec<Action>) -> Result<(), Error> {
+        self.raft.bootstrap().await?;
+        let mut leadership = self.raft.leadership();
+        let led = tokio::time::timeout(JOIN_DEADLINE, leadership.wait_for(|l| l.is_self)).await;
+        if !matches!(led, Ok(Ok(_))) {
+            return Err(Error::Membership { address: self.address.clone(), why: "it did not become leader".to_owned() });
+        }
+        drop(led);
+        store::propose(&self.raft, control::now_ns(), first, JOIN_DEADLINE).await.map(|_| ()).map_err(Error::FirstState)
+    }
+
+    /// Asks the managers at the given addresses, one after the other, to be taken into their group. Returns once this
+    /// manager votes. Asking again is harmless.
+    pub async fn join(&self, managers: &[String]) -> Result<(), Error> {
+        let request =
+            JoinRaftRequest { node_id: self.node_id.clone(), address: self.address.clone(), raft_id: self.raft_id };
+        self.ask_leader(managers, move |mut client| {
+            let request = request.clone();
+            Box::pin(async move { client.join_raft(request).await.map(|_| ()) })
+        })
+        .await
+    }
+
+    /// Leaves the group in good order; refused when the rest would have no quorum.
+    pub async fn leave(&self) -> Result<(), Error> {
+        let request = LeaveRaftRequest { node_id: self.node_id.clone() };
+        if self.raft.leadership().borrow().is_self {
+            // Hand over first: the one who leads can't take itself out in one step.
+            self.raft.transfer_leadership().await?;
+        }
+        self.ask_leader(&self.other_managers(), move |mut client| {
+            let request = request.clone();
+            Box::pin(async move { client.leave_raft(request).await.map(|_| ()) })
+        })
+        .await
+    }
+
+    async fn ask_leader(
+        &self,
+        managers: &[String],
+        call: impl Fn(PeersClient<tonic::transport::Channel>) -> futures::future::BoxFuture<'static, Result<(), tonic::Status>>,
+    ) -> Result<(), Error> {
+        let mut why = "no manager's address is known".to_owned();
+        let mut asked = String::new();
+        let until = tokio::time::Instant::now() + JOIN_DEADLINE;
+        while tokio::time::Instant::now() < until {
+            for address in managers {
+                asked.clone_from(address);
+                let channel = match self.control.dialer.channel(address) {
+                    Ok(channel) => channel,
+                    Err(error) => {
+                        why = error.to_string();
+                        continue;
+                    }
+                };
+                match tokio::time::timeout(JOIN_DEADLINE, call(PeersClient::new(channel))).await {
+                    Ok(Ok(())) => return Ok(()),
+                    // Not the leader, or an election: the next one may know.
+                    Ok(Err(status)) if status.code() == tonic::Code::Unavailable => why = status.message().to_owned(),
+                    Ok(Err(status)) => {
+                        return Err(Error::Membership { address: asked, why: status.message().to_owned() });
+                    }
+                    Err(_) => "it did not answer".clone_into(&mut why),
+                }
+            }
+            if managers.is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Err(Error::Membership { address: asked, why })
+    }
+
+    /// Addresses of the other managers, as this one knows them.
+    pub fn other_managers(&self) -> Vec<String> {
+        let view = self.store.view();
+        view.state
+            .nodes()
+            .filter(|n| n.id != self.node_id)
+            .filter_map(|n| n.manager.as_ref().map(|m| m.address.clone()))
+            .collect()
+    }
+
+    /// The cluster's API, for callers in this process.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The state that this manager has applied.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Who leads.
+    pub fn raft(&self) -> &Arc<Raft> {
+        &self.raft
+    }
+
+    /// Every gRPC service of a manager, to be served on 2377/tcp behind mutual TLS.
+    pub fn routes(&self) -> Routes {
+        let peers = PeersService {
+            control: self.control.clone(),
+            intake: Arc::clone(&self.intake),
+            dispatcher: Arc::clone(&self.dispatcher),
+        };
+        Routes::new(ControlServer::new(self.control.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(
+                DispatcherServer::new(DispatcherService(Arc::clone(&self.dispatcher)))
+                    .max_decoding_message_size(MAX_MESSAGE),
+            )
+            .add_service(PeersServer::new(peers).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(self.raft.service())
+            .add_service(ca::service(Arc::new(membership::Members(self.control.clone()))))
+    }
+
+    /// Stops every loop, ends every session and closes the log. What was acknowledged is on disk.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.dispatcher.shutdown().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.raft.shutdown().await;
+    }
+}

@@ -1,0 +1,105 @@
+//! When each node was last heard of, and which generation its wires show. Kept by the leader, in memory only: a new
+//! leader starts every node's clock anew, which errs on the side of patience.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use skep_proto::v1::NodeBeat;
+use tokio::sync::watch;
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    at: Instant,
+    acknowledged: u64,
+}
+
+/// The leader's memory of heartbeats.
+#[derive(Debug)]
+pub struct Liveness {
+    seen: Mutex<BTreeMap<String, Seen>>,
+    since: Mutex<Instant>,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Liveness {
+    fn default() -> Self {
+        Self {
+            seen: Mutex::default(),
+            since: Mutex::new(Instant::now()),
+            changed: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Liveness {
+    /// Forgets everything: called when leadership begins.
+    pub fn reset(&self, now: Instant) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// Notes heartbeats. Wakes the leader's loop when an acknowledgement moved or a node came back.
+    pub fn note(&self, now: Instant, beats: &[NodeBeat]) {
+        let mut news = false;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for beat in beats {
+            let before = seen.get(&beat.node_id).copied();
+            let acknowledged = beat.applied_generation.max(before.map_or(0, |b| b.acknowledged));
+            news |= before.is_none_or(|b| b.acknowledged != acknowledged);
+            seen.insert(beat.node_id.clone(), Seen { at: now, acknowledged });
+        }
+        drop(seen);
+        if news {
+            self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Wakes when something worth planning for was noted.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The generation that each node has acknowledged.
+    pub fn acknowledged(&self) -> BTreeMap<String, u64> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().map(|(id, s)| (id.clone(), s.acknowledged)).collect()
+    }
+
+    /// How long each of the given nodes has been silent; one never heard of counts from the start of leadership.
+    pub fn silence<'a>(&self, now: Instant, nodes: impl Iterator<Item = &'a str>) -> BTreeMap<String, Duration> {
+        let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes
+            .map(|id| {
+                let silence = match seen.get(id) {
+                    Some(s) => now.saturating_duration_since(s.at),
+                    None => now.saturating_duration_since(since),
+                };
+                (id.to_owned(), silence)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beat(node: &str, generation: u64) -> NodeBeat {
+        NodeBeat { node_id: node.into(), applied_generation: generation }
+    }
+
+    #[test]
+    fn an_acknowledgement_never_goes_back_and_silence_counts_from_the_last_beat() {
+        let liveness = Liveness::default();
+        let start = Instant::now();
+        liveness.reset(start);
+        liveness.note(start + Duration::from_secs(1), &[beat("a", 7)]);
+        liveness.note(start + Duration::from_secs(2), &[beat("a", 5)]);
+        assert_eq!(liveness.acknowledged().get("a"), Some(&7));
+        let silence = liveness.silence(start + Duration::from_secs(5), ["a", "b"].into_iter());
+        assert_eq!(silence["a"], Duration::from_secs(3));
+        assert_eq!(silence["b"], Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,120 @@
+//! Calls that only managers make to each other: joining and leaving the consensus group, relayed reports, and logs of
+//! the tasks whose workers have their session elsewhere.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use skep_proto::v1::action::Kind;
+use skep_proto::v1::{
+    Action, Empty, JoinRaftRequest, LeaveRaftRequest, LogBatch, ManagerInfo, NodeChange,
+    ProposeRequest, ProposeResponse, RelayRequest, RelayResponse, TaskLogsRequest, peers_server,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::control::{Control, now_ns, raft_error, store_error};
+use crate::dispatch::Dispatcher;
+use crate::intake::Intake;
+use crate::peer::require_manager;
+use crate::store;
+
+/// How long a change of the group's members may take, catching up included.
+const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The service to mount.
+#[derive(Debug, Clone)]
+pub struct PeersService {
+    pub(crate) control: Control,
+    pub(crate) intake: Arc<Intake>,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+}
+
+#[tonic::async_trait]
+impl peers_server::Peers for PeersService {
+    type TaskLogsStream = Pin<Box<dyn futures::Stream<Item = Result<LogBatch, Status>> + Send>>;
+
+    async fn join_raft(&self, request: Request<JoinRaftRequest>) -> Result<Response<Empty>, Status> {
+        let peer = require_manager(&request)?;
+        let request = request.into_inner();
+        if peer.node_id != request.node_id {
+            return Err(Status::permission_denied("a manager joins for itself only"));
+        }
+        self.require_leader()?;
+        let view = self.control.store.view();
+        let node = view.state.node(&request.node_id);
+        let node = node.ok_or_else(|| Status::not_found(format!("node {} is not known", request.node_id)))?;
+        // A member that asks again, after a restart or a lost answer, has its number already.
+        let raft_id = request.raft_id;
+        let other = view.state.nodes().find(|n| n.id != node.id && n.manager.as_ref().is_some_and(|m| m.raft_id == raft_id));
+        if let Some(other) = other.filter(|_| raft_id != 0) {
+            return Err(Status::already_exists(format!("raft number {raft_id} is node {}'s; choose another", other.id)));
+        }
+        // The store knows the manager before the group counts on it; the same command twice changes nothing.
+        let manager = ManagerInfo { raft_id, address: request.address.clone(), ..ManagerInfo::default() };
+        let change = NodeChange { id: request.node_id.clone(), manager: Some(manager), ..NodeChange::default() };
+        let action = Action { kind: Some(Kind::Node(change)) };
+        store::propose(&self.control.raft, now_ns(), vec![action], MEMBERSHIP_DEADLINE).await.map_err(store_error)?;
+        let raft = Arc::clone(&self.control.raft);
+        tokio::time::timeout(MEMBERSHIP_DEADLINE, async move { raft.add_member(raft_id, &request.address).await })
+            .await
+            .map_err(|_| Status::deadline_exceeded("the new manager did not catch up within 30 s; it may try again"))?
+            .map_err(raft_error)?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn leave_raft(&self, request: Request<LeaveRaftRequest>) -> Result<Response<Empty>, Status> {
+        let peer = require_manager(&request)?;
+        let request = request.into_inner();
+        if peer.node_id != request.node_id {
+            return Err(Status::permission_denied("a manager leaves for itself only"));
+        }
+        self.require_leader()?;
+        remove_member(&self.control, &request.node_id).await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn relay(&self, request: Request<RelayRequest>) -> Result<Response<RelayResponse>, Status> {
+        require_manager(&request)?;
+        self.intake.take(Instant::now(), request.into_inner()).await?;
+        Ok(Response::new(RelayResponse {}))
+    }
+
+    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeResponse>, Status> {
+        require_manager(&request)?;
+        self.require_leader()?;
+        let command = request.into_inner().command.unwrap_or_default();
+        let reply = store::propose_command(&self.control.raft, &command, MEMBERSHIP_DEADLINE).await.map_err(store_error)?;
+        Ok(Response::new(ProposeResponse { reply: Some(reply) }))
+    }
+
+    async fn task_logs(&self, request: Request<TaskLogsRequest>) -> Result<Response<Self::TaskLogsStream>, Status> {
+        require_manager(&request)?;
+        let lines = self.dispatcher.task_logs(request.into_inner()).await?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(lines))))
+    }
+}
+
+impl PeersService {
+    fn require_leader(&self) -> Result<(), Status> {
+        if self.control.raft.leadership().borrow().is_self {
+            Ok(())
+        } else {
+            Err(Status::unavailable("this manager does not lead; ask the leader"))
+        }
+    }
+}
+
+/// Takes a manager out of the group, then out of the store's list of managers.
+pub(crate) async fn remove_member(control: &Control, node_id: &str) -> Result<(), Status> {
+    let view = control.store.view();
+    let Some(manager) = view.state.node(node_id).and_then(|n| n.manager.clone()) else { return Ok(()) };
+    tokio::time::timeout(MEMBERSHIP_DEADLINE, control.raft.remove_member(manager.raft_id))
+        .await
+        .map_err(|_| Status::deadline_exceeded("the change of members did not finish within 30 s"))?
+        .map_err(raft_error)?;
+    let change = NodeChange { id: node_id.to_owned(), clear_manager: true, ..NodeChange::default() };
+    let action = Action { kind: Some(Kind::Node(change)) };
+    store::propose(&control.raft, now_ns(), vec![action], MEMBERSHIP_DEADLINE).await.map_err(store_error)?;
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! What can go wrong when the cluster's state is read or changed, said so that an operator knows what to do.
+
+use std::time::Duration;
+
+use super::Leader;
+use super::types::TypeConfig;
+
+/// A refused or unfinished call.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another manager has to be asked.
+    #[error("this manager does not lead the cluster; {}", match leader {
+        Some(leader) => format!("ask manager {:x} at {}", leader.id, leader.address),
+        None => "no leader is known at the moment: the managers are electing one, or too few of them are reachable".into(),
+    })]
+    NotLeader {
+        /// The leader, where one is known.
+        leader: Option<Leader>,
+    },
+    /// Too few managers answer. Nothing was changed.
+    #[error(
+        "{reachable} of {voters} managers are reachable and {needed} are needed: nothing can be changed until more of them \
+         are back; if they are lost for good, force a new cluster on one manager"
+    )]
+    NoQuorum {
+        /// Voters that answered recently, this one included.
+        reachable: usize,
+        /// Voters needed.
+        needed: usize,
+        /// All voters.
+        voters: usize,
+    },
+    /// The deadline passed, or the leader changed, before the outcome was known.
+    #[error("no answer within {waited:?}: {why}; the change may still take effect, so look before repeating it")]
+    OutcomeUnknown {
+        /// Time spent.
+        waited: Duration,
+        /// What is known about the reason.
+        why: String,
+    },
+    /// The deadline passed before anything was done.
+    #[error("nothing was done within {waited:?}: {what}; try again")]
+    Timeout {
+        /// Time spent.
+        waited: Duration,
+        /// What was waited for.
+        what: String,
+    },
+    /// The command exceeds the size limit of an entry.
+    #[error("a change of {size} bytes is too large, {limit} are allowed; store less in one object or split the change")]
+    TooLarge {
+        /// Bytes of the command.
+        size: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The first manager exists already.
+    #[error("manager {id:x} belongs to a cluster already; leave it first")]
+    AlreadyBootstrapped {
+        /// This manager.
+        id: u64,
+    },
+    /// No member has this id.
+    #[error("manager {id:x} is no member of the cluster")]
+    UnknownMember {
+        /// The id asked for.
+        id: u64,
+    },
+    /// Another member uses the address.
+    #[error("address {address} belongs to manager {id:x}; give every manager an address of its own")]
+    AddressTaken {
+        /// The address.
+        address: String,
+        /// Its owner.
+        id: u64,
+    },
+    /// The cluster would have no manager left.
+    #[error("manager {id:x} is the last one; add another one first")]
+    LastMember {
+        /// The id asked for.
+        id: u64,
+    },
+    /// The managers that would remain could not decide anything.
+    #[error(
+        "without manager {id:x} only {reachable} of the {needed} managers needed for a quorum would be reachable; bring \
+         the unreachable managers back or remove those first"
+    )]
+    WouldLoseQuorum {
+        /// The id asked for.
+        id: u64,
+        /// Remaining voters that are reachable.
+        reachable: usize,
+        /// Voters needed among the remaining ones.
+        needed: usize,
+    },
+    /// A new member did not receive the log in time and was taken out again.
+    #[error(
+        "manager {id:x} at {address} did not catch up within {waited:?}; check that the managers can reach that address, \
+         then add it again"
+    )]
+    NotCaughtUp {
+        /// The new member.
+        id: u64,
+        /// Its address.
+        address: String,
+        /// Time spent.
+        waited: Duration,
+    },
+    /// No other manager took over.
+    #[error("leadership was not handed over: {reason}")]
+    Transfer {
+        /// Why.
+        reason: String,
+    },
+    /// This node's consensus engine has ended.
+    #[error("this manager's raft engine has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+    /// The log or a snapshot cannot be used.
+    #[error("{reason}")]
+    Storage {
+        /// What failed on which file and what to do.
+        reason: String,
+    },
+    /// A setting makes no sense.
+    #[error("the raft configuration is not usable: {reason}")]
+    Config {
+        /// Which setting and why.
+        reason: String,
+    },
+    /// The library refused a membership change.
+    #[error("the managers' membership was not changed: {reason}")]
+    Membership {
+        /// The refusal.
+        reason: String,
+    },
+}
+
+/// Result of a call to the consensus room.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn storage(error: impl std::fmt::Display) -> Self {
+        Self::Storage { reason: error.to_string() }
+    }
+}
+
+impl From<openraft::errors::Fatal<TypeConfig>> for Error {
+    fn from(fatal: openraft::errors::Fatal<TypeConfig>) -> Self {
+        Self::Stopped { reason: fatal.to_string() }
+    }
+}

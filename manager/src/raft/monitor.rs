@@ -1,0 +1,155 @@
+//! Watches the engine and tells everyone else who leads.
+//!
+//! The library keeps a leader in office that has lost its quorum, refusing its writes; we call it no leader any more
+//! (check-quorum), so that whoever acts on leadership stops. The same loop asks for a snapshot when the log has grown
+//! by bytes rather than by entries.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::error::{Error, Result};
+use super::types::Metrics;
+use super::{Inner, Leader, Leadership};
+use openraft::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+
+/// Pause between two looks while nobody leads: whoever waits for a leader waits for this.
+const UNSETTLED: Duration = Duration::from_millis(5);
+
+impl Inner {
+    /// Runs until the engine ends; owned by [`super::Raft`], which aborts it on shutdown.
+    pub(crate) async fn monitor(self: Arc<Self>) {
+        // Changes with the server's role, not with every entry as the full metrics do.
+        let mut role = self.core.server_metrics();
+        let mut appended = 0;
+        loop {
+            let unsettled = self.leadership.borrow().leader.is_none();
+            let pause = if unsettled { UNSETTLED } else { self.config.heartbeat };
+            tokio::select! {
+                changed = role.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(pause) => {}
+            }
+            let now = self.metrics();
+            let leadership = leadership_of(&now, self.config.node, self.config.fresh(), self.heard.ago());
+            self.leadership.send_if_modified(|old| {
+                let modified = *old != leadership;
+                if modified {
+                    tracing::info!(
+                        node.id = self.config.node,
+                        term = leadership.term,
+                        leader.id = leadership.leader.as_ref().map(|leader| leader.id),
+                        is_self = leadership.is_self,
+                        "leadership"
+                    );
+                    *old = leadership;
+                }
+                modified
+            });
+            if let Err(fatal) = &now.running_state {
+                tracing::error!(node.id = self.config.node, error = %fatal, "raft engine stopped");
+                break;
+            }
+            appended += self.log.take_appended();
+            if appended >= self.config.snapshot_bytes {
+                appended = 0;
+                if self.core.trigger().snapshot().await.is_err() {
+                    break;
+                }
+            }
+        }
+        self.nobody_leads();
+    }
+
+    pub(crate) fn nobody_leads(&self) {
+        self.leadership.send_modify(|now| {
+            now.leader = None;
+            now.is_self = false;
+        });
+    }
+
+    /// The engine's metrics as of now.
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.core.metrics().borrow_watched().clone()
+    }
+
+    /// An error once the engine has ended.
+    pub(crate) fn running(&self) -> Result<()> {
+        match self.metrics().running_state {
+            Ok(()) => Ok(()),
+            Err(fatal) => Err(fatal.into()),
+        }
+    }
+
+    /// `NoQuorum` if this node leads, or led, and too few others answer it.
+    pub(crate) fn quorum(&self) -> Result<()> {
+        let metrics = self.metrics();
+        if !metrics.state.is_leader() {
+            return Ok(());
+        }
+        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+        let reachable = voters.iter().filter(|id| self.reachable(&metrics, **id)).count();
+        let needed = voters.len() / 2 + 1;
+        if reachable >= needed {
+            return Ok(());
+        }
+        Err(Error::NoQuorum { reachable, needed, voters: voters.len() })
+    }
+
+    /// Age of a member's last acknowledgement, where this node leads and knows one.
+    pub(crate) fn ack_age(&self, metrics: &Metrics, id: u64) -> Option<Duration> {
+        if id == self.config.node {
+            return Some(Duration::ZERO);
+        }
+        let acked = metrics.heartbeat.as_ref()?.get(&id)?.as_ref()?;
+        Some(acked.elapsed())
+    }
+
+    pub(crate) fn reachable(&self, metrics: &Metrics, id: u64) -> bool {
+        self.ack_age(metrics, id).is_some_and(|age| age <= self.config.fresh())
+    }
+}
+
+/// When the leader's last sign of life came. The library remembers who was voted for, not whether it lives.
+pub(crate) struct Heard {
+    start: std::time::Instant,
+    /// Milliseconds after `start`, plus one; 0: never.
+    last: AtomicU64,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Self { start: std::time::Instant::now(), last: AtomicU64::new(0) }
+    }
+}
+
+impl Heard {
+    fn millis(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A leader's request was accepted.
+    pub(crate) fn now(&self) {
+        self.last.store(self.millis().saturating_add(1), Ordering::Relaxed);
+    }
+
+    fn ago(&self) -> Option<Duration> {
+        let last = self.last.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(Duration::from_millis(self.millis().saturating_sub(last)))
+    }
+}
+
+fn leadership_of(metrics: &Metrics, me: u64, fresh: Duration, heard: Option<Duration>) -> Leadership {
+    let membership = metrics.membership_config.membership();
+    let is_self = metrics.state.is_leader() && {
+        let alone = membership.voter_ids().all(|id| id == me);
+        alone || metrics.last_quorum_acked.as_ref().is_some_and(|acked| acked.elapsed() <= fresh)
+    };
+    let known = |id: &u64| if *id == me { is_self } else { heard.is_some_and(|ago| ago <= fresh) };
+    let leader = metrics.current_leader.filter(known).and_then(|id| {
+        let node = membership.get_node(&id)?;
+        Some(Leader { id, address: node.addr.clone() })
+    });
+    let is_self = is_self && leader.is_some();
+    Leadership { term: metrics.current_term, leader, is_self }
+}
