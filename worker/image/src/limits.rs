@@ -1,0 +1,101 @@
+//! Bounds on what one archive may cost, so that a decompression bomb ends in an error and not in a full
+//! disk. Pure; the readers count against a [`Budget`].
+
+/// What one load or import may use at most. Exceeding any of them fails the whole load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the archive's members after decompression of the archive itself.
+    pub archive_bytes: u64,
+    /// Bytes of all layers together once unpacked.
+    pub unpacked_bytes: u64,
+    /// Files, directories, links and whiteouts of all layers together.
+    pub entries: u64,
+    /// Members of the archive itself.
+    pub members: u64,
+    /// Layers of one image. Overlayfs stacks at most 500.
+    pub layers: usize,
+    /// Components of a path in a layer.
+    pub depth: usize,
+    /// Bytes of one component of a path; no file system of Linux takes more than 255.
+    pub name_bytes: usize,
+    /// Bytes of a manifest, an index or a config.
+    pub json_bytes: u64,
+    /// Bytes of the extended headers of one entry (long names, extended attributes).
+    pub header_bytes: u64,
+}
+
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            archive_bytes: 64 * GIB,
+            unpacked_bytes: 128 * GIB,
+            entries: 4_000_000,
+            members: 10_000,
+            layers: 256,
+            depth: 256,
+            name_bytes: 255,
+            json_bytes: 4 * MIB,
+            header_bytes: MIB,
+        }
+    }
+}
+
+/// A limit that an archive ran into.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "{what} exceed the limit of {limit}; if the image is to be trusted, load it with higher limits"
+)]
+pub struct LimitExceeded {
+    /// What there was too much of.
+    pub what: &'static str,
+    /// How much is allowed.
+    pub limit: u64,
+}
+
+impl LimitExceeded {
+    pub(crate) fn check(what: &'static str, value: u64, limit: u64) -> Result<(), Self> {
+        if value > limit {
+            Err(Self { what, limit })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A running total against a limit.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    what: &'static str,
+    used: u64,
+    limit: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(what: &'static str, limit: u64) -> Self {
+        Self {
+            what,
+            used: 0,
+            limit,
+        }
+    }
+
+    /// Counts `amount`, or says that it is too much.
+    pub(crate) fn spend(&mut self, amount: u64) -> Result<(), LimitExceeded> {
+        let used = self.used.saturating_add(amount);
+        LimitExceeded::check(self.what, used, self.limit)?;
+        self.used = used;
+        Ok(())
+    }
+
+    /// Fails already if `amount` more would be too much, without counting it.
+    pub(crate) fn could_spend(&self, amount: u64) -> Result<(), LimitExceeded> {
+        LimitExceeded::check(self.what, self.used.saturating_add(amount), self.limit)
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+}

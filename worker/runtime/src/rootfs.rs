@@ -1,0 +1,267 @@
+//! The root file system: the overlay mount, and looking into an image without being led out of it.
+//!
+//! Decides which images are refused (kernel directories that are links) and what is put right (a link in the place of
+//! /etc/hosts). Every path below the root goes through openat2 with RESOLVE_IN_ROOT. Called by the supervisor, in a
+//! mount namespace of its own, before anything of the image runs.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, open, openat, openat2, statat, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+
+/// Why there is no root file system.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A call that failed.
+    #[error("{what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The image tries to lead the runtime somewhere.
+    #[error("the image's {path} {problem}; it is refused, use another image")]
+    Hostile {
+        /// Where in the image.
+        path: PathBuf,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A file that nobody needs so large.
+    #[error("the image's {path} is larger than {limit} bytes")]
+    TooLarge {
+        /// Where in the image.
+        path: PathBuf,
+        /// What is allowed.
+        limit: usize,
+    },
+}
+
+fn io_error(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Error {
+    let path = path.into();
+    move |errno| Error::Io { what, path, source: errno.into() }
+}
+
+/// Mounts layers (base first) and a writable one at `target`.
+///
+/// The directories are named by descriptor: their paths may hold any character, many fit into the one page of options,
+/// and the container can't read the host's paths in its mount table. Devices are dead on it: nodes come with images,
+/// and only version 1 cgroups have a filter for them.
+pub(crate) fn mount_overlay(layers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<(), Error> {
+    let directory = |path: &Path| -> Result<OwnedFd, Error> {
+        open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io_error("open layer", path))
+    };
+    let lower = layers.iter().rev().map(|path| directory(path)).collect::<Result<Vec<_>, _>>()?;
+    let (upper, work) = (directory(upper)?, directory(work)?);
+    let named = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let lower: Vec<String> = lower.iter().map(named).collect();
+    let options = format!("lowerdir={},upperdir={},workdir={}\0", lower.join(":"), named(&upper), named(&work));
+    let options = std::ffi::CStr::from_bytes_with_nul(options.as_bytes()).ok();
+    mount("overlay", target, "overlay", MountFlags::NODEV, options).map_err(io_error("mount overlay at", target))
+}
+
+/// An opened root, for lookups that stay below it.
+#[derive(Debug)]
+pub(crate) struct Root {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Root {
+    /// Opens a mounted root file system.
+    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
+        let fd = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io_error("open root file system", path))?;
+        Ok(Root { fd, path: path.to_owned() })
+    }
+
+    /// Refuses an image whose kernel directories are not directories: what is mounted there would land elsewhere.
+    pub(crate) fn check_kernel_directories(&self) -> Result<(), Error> {
+        for name in ["proc", "sys", "dev"] {
+            match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => {}
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
+                Ok(_) => {
+                    return Err(Error::Hostile { path: Path::new("/").join(name), problem: "is not a directory" });
+                }
+                Err(errno) => return Err(io_error("look at", Path::new("/").join(name))(errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Content of a regular file, at most `limit` bytes; `None` when there is none.
+    pub(crate) fn read(&self, path: &str, limit: usize) -> Result<Option<Vec<u8>>, Error> {
+        // A pipe or a terminal in its place must not be waited for.
+        let file = match self.resolve(Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
+            Ok(fd) => fs::File::from(fd),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+            Err(errno) => return Err(io_error("open in the image", path)(errno)),
+        };
+        let stat = rustix::fs::fstat(&file).map_err(io_error("look at", path))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::Hostile { path: path.into(), problem: "is not a regular file" });
+        }
+        let mut bytes = Vec::new();
+        file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(|source| Error::Io {
+            what: "read in the image",
+            path: path.into(),
+            source,
+        })?;
+        if bytes.len() > limit {
+            return Err(Error::TooLarge { path: path.into(), limit });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Makes a directory and its parents as far as they are missing.
+    ///
+    /// Refused when a link leads it to where a kernel file system will be: `/app -> /proc/self/fd/7`.
+    pub(crate) fn make_directory(&self, path: &Path) -> Result<(), Error> {
+        let mut done = PathBuf::from("/");
+        let mut parent =
+            self.resolve(&done, OFlags::PATH | OFlags::DIRECTORY).map_err(io_error("open in the image", &done))?;
+        for component in path.components() {
+            let Component::Normal(name) = component else { continue };
+            done.push(name);
+            parent = match self.resolve(&done, OFlags::PATH | OFlags::DIRECTORY) {
+                Err(Errno::NOENT) => {
+                    mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map_err(io_error("make directory", &done))?;
+                    self.resolve(&done, OFlags::PATH | OFlags::DIRECTORY)
+                        .map_err(io_error("open in the image", &done))?
+                }
+                other => other.map_err(io_error("open in the image", &done))?,
+            };
+            self.check_inside(&parent, &done)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces anything that isn't a regular file at `path` by an empty one, so that a file can be mounted on it.
+    /// A mount on a link would land on its target, wherever the image chose.
+    pub(crate) fn make_plain_file(&self, path: &Path) -> Result<(), Error> {
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+        self.make_directory(directory)?;
+        let parent = self
+            .resolve(directory, OFlags::PATH | OFlags::DIRECTORY)
+            .map_err(io_error("open in the image", directory))?;
+        match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => return Ok(()),
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                return Err(Error::Hostile { path: path.to_owned(), problem: "is a directory" });
+            }
+            Ok(_) => unlinkat(&parent, name, AtFlags::empty()).map_err(io_error("remove in the image", path))?,
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(io_error("look at", path)(errno)),
+        }
+        create_file(parent.as_fd(), name, path)
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        openat2(&self.fd, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    }
+
+    /// The directory's real place must not be below what will be /proc, /sys or /dev.
+    fn check_inside(&self, directory: &OwnedFd, shown: &Path) -> Result<(), Error> {
+        let real = fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).map_err(|source| Error::Io {
+            what: "look at",
+            path: shown.to_owned(),
+            source,
+        })?;
+        let inner = real.strip_prefix(&self.path).unwrap_or(Path::new(""));
+        let direct = shown.strip_prefix("/").unwrap_or(shown);
+        // Said openly (a secret in /dev/shm, say) it is a matter of the wish; a link that leads there is a trick.
+        if ["proc", "sys", "dev"].iter().any(|kernel| inner.starts_with(kernel) && !direct.starts_with(kernel)) {
+            return Err(Error::Hostile { path: shown.to_owned(), problem: "is a link into a kernel file system" });
+        }
+        Ok(())
+    }
+}
+
+fn create_file(parent: rustix::fd::BorrowedFd<'_>, name: &OsStr, shown: &Path) -> Result<(), Error> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop).map_err(io_error("make file", shown))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn image() -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("root")).unwrap();
+        fs::write(dir.path().join("outside"), "untouched").unwrap();
+        let root = Root::open(&dir.path().join("root")).unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn links_stay_inside() {
+        let (dir, root) = image();
+        let inside = dir.path().join("root");
+        symlink("../../../../outside", inside.join("up")).unwrap();
+        symlink(dir.path().join("outside"), inside.join("absolute")).unwrap();
+        assert_eq!(root.read("up", 100).unwrap(), None);
+        assert_eq!(root.read("absolute", 100).unwrap(), None);
+        symlink("/", inside.join("self")).unwrap();
+        root.make_directory(Path::new("/self/a/b")).unwrap();
+        assert!(inside.join("a/b").is_dir());
+    }
+
+    #[test]
+    fn reading_is_bounded_and_picky() {
+        let (dir, root) = image();
+        let inside = dir.path().join("root");
+        fs::write(inside.join("big"), vec![b'x'; 101]).unwrap();
+        assert!(matches!(root.read("big", 100), Err(Error::TooLarge { .. })));
+        assert_eq!(root.read("big", 101).unwrap().unwrap().len(), 101);
+        rustix::fs::mknodat(rustix::fs::CWD, inside.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+            .unwrap();
+        assert!(matches!(root.read("pipe", 100), Err(Error::Hostile { .. })), "a pipe would block for ever");
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_file_is_replaced() {
+        let (dir, root) = image();
+        let inside = dir.path().join("root");
+        fs::create_dir(inside.join("etc")).unwrap();
+        symlink(dir.path().join("outside"), inside.join("etc/hosts")).unwrap();
+        root.make_plain_file(Path::new("/etc/hosts")).unwrap();
+        assert!(inside.join("etc/hosts").symlink_metadata().unwrap().is_file());
+        root.make_plain_file(Path::new("/run/secrets/one")).unwrap();
+        assert!(inside.join("run/secrets/one").is_file());
+        assert_eq!(fs::read_to_string(dir.path().join("outside")).unwrap(), "untouched");
+    }
+
+    #[test]
+    fn kernel_directories_are_directories() {
+        let (dir, root) = image();
+        let inside = dir.path().join("root");
+        root.check_kernel_directories().unwrap();
+        for name in ["proc", "sys", "dev"] {
+            symlink("/tmp", inside.join(name)).unwrap();
+            assert!(root.check_kernel_directories().is_err(), "{name} as a link");
+            fs::remove_file(inside.join(name)).unwrap();
+            fs::create_dir(inside.join(name)).unwrap();
+        }
+        root.check_kernel_directories().unwrap();
+        symlink("/proc/self/fd/7", inside.join("work")).unwrap();
+        fs::create_dir_all(inside.join("proc/self/fd/7")).unwrap();
+        assert!(root.make_directory(Path::new("/work")).is_err(), "a working directory by descriptor");
+    }
+}

@@ -1,0 +1,116 @@
+//! Containers outlive the daemon; they don't outlive their supervisor.
+
+use std::io::BufRead;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use skep_runtime::{Config, Runtime, State};
+
+use crate::fixture::{BINARY, Fixture, PATIENCE, alive, init_pid, shim_pid, until};
+
+fn kill(pid: i32) {
+    // SAFETY: a signal to a process (or group) that this test started.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+#[tokio::test]
+async fn the_daemon_is_killed_and_another_takes_over() -> Result<()> {
+    let fixture = Fixture::new()?;
+    let script = "trap 'echo bye; exit 6' TERM; i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
+    let spec = serde_json::to_string(&fixture.shell("survivor", script))?;
+    let mut daemon = Command::new(BINARY)
+        .args([
+            "daemon".as_ref(),
+            fixture.config.run_dir.as_os_str(),
+            fixture.config.state_dir.as_os_str(),
+            fixture.config.cgroup_parent.as_ref(),
+            spec.as_ref(),
+        ])
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()?;
+    let mut line = String::new();
+    std::io::BufReader::new(daemon.stdout.take().context("stdout")?).read_line(&mut line)?;
+    assert_eq!(line, "ready\n");
+    // Its whole process group, as a terminal or a supervisor of services would.
+    kill(-daemon.id().cast_signed());
+    daemon.wait()?;
+    let runtime = Runtime::new(Config { ..fixture.config.clone() })?;
+    assert_eq!(runtime.list().await?, ["survivor"]);
+    let State::Running { pid } = runtime.state("survivor").await? else { panic!("it should run") };
+    assert!(alive(pid));
+    let so_far = fixture.lines("survivor").await?.len();
+    fixture.printed("survivor", &(so_far + 5).to_string()).await?;
+    let waiting = tokio::spawn({
+        let runtime = runtime.clone();
+        async move { runtime.wait("survivor").await }
+    });
+    assert_eq!(runtime.stop("survivor", PATIENCE).await?.code, 6);
+    assert_eq!(tokio::time::timeout(PATIENCE, waiting).await???.code, 6);
+    // A third one, after the end.
+    assert_eq!(Runtime::new(fixture.config.clone())?.wait("survivor").await?.code, 6);
+    assert_eq!(fixture.lines("survivor").await?.last().context("a line")?, "bye");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_killed_supervisor_takes_its_container_along() -> Result<()> {
+    let fixture = Fixture::new()?;
+    for started in [true, false] {
+        let id = if started { "running" } else { "created" };
+        fixture.runtime.create(&fixture.shell(id, "sleep 1000 & sleep 1000")).await?;
+        if started {
+            fixture.runtime.start(id).await?;
+        }
+        let (shim, init) = (shim_pid(&fixture.config, id)?, init_pid(&fixture.config, id)?);
+        let waiting = tokio::spawn({
+            let runtime = fixture.runtime.clone();
+            async move { runtime.wait(id).await }
+        });
+        kill(shim);
+        // By the kernel alone, without any help of a daemon.
+        until("process 1 is gone", || !alive(init)).await?;
+        let exit = tokio::time::timeout(PATIENCE, waiting).await???;
+        assert!(exit.code == 255 && exit.error.as_ref().is_some_and(|error| error.contains("supervisor")), "{exit:?}");
+        assert_eq!(fixture.runtime.state(id).await?, State::Exited(exit));
+        fixture.runtime.remove(id).await?;
+        assert_eq!(fixture.traces(), Vec::<String>::new());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_supervisor_that_hangs_does_not_hang_us() -> Result<()> {
+    let fixture = Fixture::new()?;
+    fixture.runtime.create(&fixture.spec("hung", &["sleep", "1000"])).await?;
+    fixture.runtime.start("hung").await?;
+    let shim = shim_pid(&fixture.config, "hung")?;
+    // SAFETY: a signal to the supervisor that this test started.
+    unsafe { libc::kill(shim, libc::SIGSTOP) };
+    let answer = tokio::time::timeout(Duration::from_secs(30), fixture.runtime.state("hung")).await?;
+    assert!(matches!(answer, Err(skep_runtime::Error::Unresponsive(_))), "{answer:?}");
+    fixture.runtime.remove("hung").await?;
+    until("it is gone", || !alive(shim)).await?;
+    assert_eq!(fixture.traces(), Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_restart_of_the_machine_leaves() -> Result<()> {
+    let fixture = Fixture::new()?;
+    fixture.runtime.create(&fixture.spec("old", &["sleep", "1000"])).await?;
+    fixture.runtime.start("old").await?;
+    // The processes are gone and so is all that was in memory; the disk is as it was.
+    kill(shim_pid(&fixture.config, "old")?);
+    let init = init_pid(&fixture.config, "old")?;
+    until("process 1 is gone", || !alive(init)).await?;
+    std::fs::remove_dir_all(fixture.config.run_dir.join("old"))?;
+    let runtime = Runtime::new(fixture.config.clone())?;
+    assert_eq!(runtime.list().await?, ["old"]);
+    assert!(matches!(runtime.state("old").await?, State::Exited(exit) if exit.error.is_some()));
+    runtime.remove("old").await?;
+    assert_eq!(fixture.traces(), Vec::<String>::new());
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! A runtime with directories and a cgroup parent of its own, and a busybox image.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use skep_runtime::{Config, ContainerSpec, Exit, Runtime};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_skep-shim-test");
+/// Generous: the machine may be busy with other things.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Fixture {
+    pub(crate) runtime: Runtime,
+    pub(crate) config: Config,
+    pub(crate) layer: PathBuf,
+    root: PathBuf,
+}
+
+impl Fixture {
+    pub(crate) fn new() -> Result<Self> {
+        let name = format!("skep-rt-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let root = std::env::temp_dir().join(&name);
+        let config = Config {
+            run_dir: Path::new("/dev/shm").join(&name),
+            state_dir: root.join("state"),
+            shim_exe: BINARY.into(),
+            cgroup_parent: name,
+        };
+        let layer = root.join("layer");
+        busybox(&layer)?;
+        Ok(Fixture { runtime: Runtime::new(config.clone())?, config, layer, root })
+    }
+
+    /// A wish to run these words.
+    pub(crate) fn spec(&self, id: &str, args: &[&str]) -> ContainerSpec {
+        ContainerSpec {
+            id: id.into(),
+            layers: vec![self.layer.clone()],
+            args: args.iter().map(ToString::to_string).collect(),
+            resolv_conf: "nameserver 127.0.0.11\n".into(),
+            ..ContainerSpec::default()
+        }
+    }
+
+    /// A wish to run a shell script.
+    pub(crate) fn shell(&self, id: &str, script: &str) -> ContainerSpec {
+        self.spec(id, &["/bin/sh", "-c", script])
+    }
+
+    /// A wish to run the probe, with the host's libraries that it needs.
+    pub(crate) fn probe(&self, id: &str, program: &str) -> ContainerSpec {
+        let mut spec = self.spec(id, &[program, "probe"]);
+        let bind = |source: &str, target: &str| skep_runtime::Mount::Bind {
+            source: source.into(),
+            target: target.into(),
+            read_only: true,
+        };
+        spec.mounts = vec![
+            bind(BINARY, "/probe"),
+            bind("/usr/lib", "/usr/lib"),
+            bind("/usr/lib", "/lib"),
+            bind("/usr/lib64", "/lib64"),
+        ];
+        spec
+    }
+
+    /// Runs a container to its end and removes it; its exit and its lines.
+    pub(crate) async fn run(&self, spec: &ContainerSpec) -> Result<(Exit, Vec<String>)> {
+        self.runtime.create(spec).await?;
+        let started = self.runtime.start(&spec.id).await;
+        let exit = tokio::time::timeout(PATIENCE, self.runtime.wait(&spec.id)).await.context("wait")??;
+        let lines = self.lines(&spec.id).await?;
+        self.runtime.remove(&spec.id).await?;
+        started?;
+        Ok((exit, lines))
+    }
+
+    pub(crate) async fn lines(&self, id: &str) -> Result<Vec<String>> {
+        let mut reader = self.runtime.logs(id);
+        let mut out = Vec::new();
+        while let Some(line) = reader.next().await {
+            out.push(String::from_utf8(line?.bytes)?);
+        }
+        Ok(out)
+    }
+
+    /// Waits until a container has printed this line.
+    pub(crate) async fn printed(&self, id: &str, wanted: &str) -> Result<()> {
+        let mut reader = self.runtime.logs(id).follow(true);
+        let search = async {
+            while let Some(line) = reader.next().await {
+                if line?.bytes == wanted.as_bytes() {
+                    return Ok(());
+                }
+            }
+            bail!("the container ended without printing {wanted:?}")
+        };
+        tokio::time::timeout(PATIENCE, search).await.context("waiting for output")?
+    }
+
+    /// Every trace of this fixture's containers that the machine still has.
+    pub(crate) fn traces(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let parent = &self.config.cgroup_parent;
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let path = hierarchy.path().join(parent);
+            if path.exists() {
+                out.push(format!("cgroup {}", path.display()));
+            }
+        }
+        if Path::new("/sys/fs/cgroup").join(parent).exists() {
+            out.push("cgroup in the unified hierarchy".into());
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        out.extend(mounts.lines().filter(|line| line.contains(parent.as_str())).map(|line| format!("mount {line}")));
+        for directory in [&self.config.run_dir, &self.config.state_dir] {
+            out.extend(
+                fs::read_dir(directory)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|entry| format!("file {}", entry.path().display())),
+            );
+        }
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let line = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+            if line.contains("shim\0") && line.contains(parent.as_str()) {
+                out.push(format!("process {}: {}", process.path().display(), line.replace('\0', " ")));
+            }
+        }
+        out
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let runtime = self.runtime.clone();
+        let clean = std::thread::spawn(move || {
+            let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            executor.block_on(async {
+                for id in runtime.list().await.unwrap_or_default() {
+                    let _ = runtime.remove(&id).await;
+                }
+            });
+        });
+        let _ = clean.join();
+        let left = self.traces();
+        for directory in [&self.config.run_dir, &self.root] {
+            let _ = fs::remove_dir_all(directory);
+        }
+        if !std::thread::panicking() {
+            assert!(left.is_empty(), "left behind: {left:#?}");
+        }
+    }
+}
+
+/// Unpacks a small image: busybox, its applets, accounts.
+fn busybox(layer: &Path) -> Result<()> {
+    for directory in ["bin", "etc", "tmp", "proc", "sys", "dev", "root", "home"] {
+        fs::create_dir_all(layer.join(directory))?;
+    }
+    fs::copy("/usr/bin/busybox", layer.join("bin/busybox")).context("install the package busybox-static")?;
+    for applet in [
+        "sh", "ls", "cat", "true", "false", "sleep", "echo", "id", "env", "mount", "mknod", "dd", "ps", "kill",
+        "hostname", "yes", "head", "readlink", "stat", "touch", "rm", "mkdir", "wc", "tail", "grep", "df", "trap",
+        "ln", "chmod", "od", "test", "unshare",
+    ] {
+        symlink("busybox", layer.join("bin").join(applet))?;
+    }
+    fs::write(
+        layer.join("etc/passwd"),
+        "root:x:0:0::/root:/bin/sh\n1000:x:0:0::/root:/bin/sh\napp:x:1001:1002::/home:/bin/sh\n",
+    )?;
+    fs::write(layer.join("etc/group"), "root:x:0:\napp:x:1002:\nextra:x:29:app\n")?;
+    Ok(())
+}
+
+/// Polls until it holds.
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while !holds() {
+        if start.elapsed() > PATIENCE {
+            bail!("waited in vain: {what}");
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Number of the supervisor of a container.
+pub(crate) fn shim_pid(config: &Config, id: &str) -> Result<i32> {
+    pid_in(&config.run_dir.join(id).join("shim.json"))
+}
+
+/// Number of process 1 of a container.
+pub(crate) fn init_pid(config: &Config, id: &str) -> Result<i32> {
+    pid_in(&config.run_dir.join(id).join("init.json"))
+}
+
+fn pid_in(path: &Path) -> Result<i32> {
+    let value: serde_json::Value = serde_json::from_str(&fs::read_to_string(path)?)?;
+    Ok(i32::try_from(value["pid"].as_i64().context("no pid")?)?)
+}
+
+/// Whether a process exists and is no zombie.
+pub(crate) fn alive(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Version 2 of control groups alone.
+pub(crate) fn unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// Whether this controller can limit containers here; says so when it can't.
+pub(crate) fn limits(controller: &str) -> bool {
+    let text = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    let there =
+        Path::new("/sys/fs/cgroup").join(controller).exists() || text.split_whitespace().any(|name| name == controller);
+    if !there {
+        println!("UNTESTED: limits, no {controller} controller here");
+    }
+    there
+}

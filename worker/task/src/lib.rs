@@ -1,0 +1,205 @@
+//! The life cycle of a task on its node, as a pure function: from what the managers want and what is known to be done,
+//! to the state that is reported and the one thing to do next.
+//!
+//! Decides the order of effects and the state of the task; never touches a container, a network or a clock. The
+//! worker's supervisor calls [`next`], carries out the [`Command`], notes its outcome in [`Facts`], and calls again. A
+//! daemon that restarts rebuilds the facts from what it finds and goes on from there: there is no second path.
+#![forbid(unsafe_code)]
+
+use skep_proto::v1::TaskState;
+
+/// What the managers want of a task on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Desired {
+    /// Made ready, but not started yet.
+    Ready,
+    /// Running.
+    Running,
+    /// Stopped; its logs stay.
+    Stopped,
+    /// Gone without a trace.
+    Gone,
+}
+
+impl Desired {
+    /// From the state that an assignment names; a task that is assigned no more is [`Desired::Gone`].
+    pub fn from_state(state: TaskState) -> Self {
+        match state {
+            state if state < TaskState::Starting => Desired::Ready,
+            TaskState::Starting | TaskState::Running => Desired::Running,
+            TaskState::Remove => Desired::Gone,
+            _ => Desired::Stopped,
+        }
+    }
+}
+
+/// How a container's main process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code; 128 + signal when a signal ended it.
+    pub code: i32,
+    /// The kernel killed it, or a child of it, for want of memory.
+    pub oom_killed: bool,
+}
+
+/// The container, as far as it has come.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Container {
+    /// Not made yet, or removed.
+    #[default]
+    Absent,
+    /// Made, its process waits to be started.
+    Created,
+    /// Its process runs.
+    Running,
+    /// Its process has ended.
+    Exited(Exit),
+}
+
+/// The sandbox (network namespace), as far as it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sandbox {
+    /// Not open yet.
+    #[default]
+    Absent,
+    /// Open, not on all of its networks yet.
+    Open,
+    /// On all of its networks.
+    Attached,
+    /// Closed again: the addresses are free.
+    Closed,
+}
+
+/// Why a task can't go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What failed, on which object, what to do next.
+    pub message: String,
+    /// The task was never fit to run here (image missing, bad options), as opposed to having failed.
+    pub rejected: bool,
+}
+
+/// What is known to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Facts {
+    /// The image and its layers are on this node.
+    pub image: bool,
+    /// The task's network namespace.
+    pub sandbox: Sandbox,
+    /// The task's container.
+    pub container: Container,
+    /// The process was asked to stop.
+    pub stop_sent: bool,
+    /// A command failed for good.
+    pub failure: Option<Failure>,
+}
+
+/// One thing for the supervisor to do. Each is safe to repeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Make sure that the image is here.
+    EnsureImage,
+    /// Make the network namespace.
+    OpenSandbox,
+    /// Wait until the wires are plugged in.
+    AwaitNetworks,
+    /// Make the container.
+    CreateContainer,
+    /// Start its process.
+    StartContainer,
+    /// Wait until the process ends, or until something else is wanted.
+    AwaitExit,
+    /// Ask the process to stop; kill it after the grace period; wait until it has ended.
+    StopContainer,
+    /// Take the network namespace away.
+    CloseSandbox,
+    /// Remove the container with everything that it left: process, mounts, cgroup, files.
+    RemoveContainer,
+    /// Nothing until something else is wanted.
+    Rest,
+    /// The task is gone: forget it.
+    Forget,
+}
+
+/// What [`next`] says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Next {
+    /// The state to report.
+    pub state: TaskState,
+    /// What to do.
+    pub command: Command,
+}
+
+/// The next thing to do for a task, and the state to report meanwhile.
+///
+/// A terminal state is reported only once the sandbox is closed: the managers may give its addresses away from then on.
+pub fn next(desired: Desired, facts: &Facts) -> Next {
+    let say = |state, command| Next { state, command };
+    if desired == Desired::Gone {
+        return Next { state: TaskState::Remove, command: dismantle(facts) };
+    }
+    match &facts.container {
+        Container::Exited(exit) => match facts.sandbox {
+            Sandbox::Open | Sandbox::Attached => say(TaskState::Running, Command::CloseSandbox),
+            Sandbox::Absent | Sandbox::Closed => say(ended(desired, facts, exit), Command::Rest),
+        },
+        Container::Running if desired == Desired::Stopped => say(TaskState::Running, Command::StopContainer),
+        Container::Running => say(TaskState::Running, Command::AwaitExit),
+        Container::Created | Container::Absent if desired == Desired::Stopped || facts.failure.is_some() => {
+            give_up(facts)
+        }
+        Container::Created if desired == Desired::Ready => say(TaskState::Ready, Command::Rest),
+        Container::Created => say(TaskState::Starting, Command::StartContainer),
+        Container::Absent => say(TaskState::Preparing, prepare(facts)),
+    }
+}
+
+/// The next step towards a container.
+fn prepare(facts: &Facts) -> Command {
+    match (facts.image, facts.sandbox) {
+        (false, _) => Command::EnsureImage,
+        (true, Sandbox::Absent | Sandbox::Closed) => Command::OpenSandbox,
+        (true, Sandbox::Open) => Command::AwaitNetworks,
+        (true, Sandbox::Attached) => Command::CreateContainer,
+    }
+}
+
+/// The next step of a task that never ran and never will.
+///
+/// Nothing tells how far it had come, and a state never goes back: until it is over it counts as having been started.
+fn give_up(facts: &Facts) -> Next {
+    let command = match (&facts.container, facts.sandbox) {
+        (Container::Created, _) => Command::RemoveContainer,
+        (_, Sandbox::Open | Sandbox::Attached) => Command::CloseSandbox,
+        _ => Command::Rest,
+    };
+    let state = match (&facts.failure, command) {
+        (_, Command::RemoveContainer | Command::CloseSandbox) => TaskState::Starting,
+        (Some(failure), _) if failure.rejected => TaskState::Rejected,
+        (Some(_), _) => TaskState::Failed,
+        (None, _) => TaskState::Shutdown,
+    };
+    Next { state, command }
+}
+
+/// The next step towards nothing.
+fn dismantle(facts: &Facts) -> Command {
+    match (&facts.container, facts.sandbox) {
+        (Container::Running, _) => Command::StopContainer,
+        (Container::Created | Container::Exited(_), _) => Command::RemoveContainer,
+        (Container::Absent, Sandbox::Open | Sandbox::Attached) => Command::CloseSandbox,
+        (Container::Absent, Sandbox::Absent | Sandbox::Closed) => Command::Forget,
+    }
+}
+
+/// The terminal state of a task whose process has ended.
+fn ended(desired: Desired, facts: &Facts, exit: &Exit) -> TaskState {
+    match (desired, exit.code) {
+        (Desired::Stopped, _) if facts.stop_sent => TaskState::Shutdown,
+        (_, 0) => TaskState::Complete,
+        _ => TaskState::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests;
