@@ -1,0 +1,89 @@
+//! Which tracked connections must go after a change. Flows of endpoints that are merely no longer ready go on (that is
+//! draining), with two exceptions: UDP, which would never move, and endpoints that are gone.
+
+use std::net::Ipv4Addr;
+
+use crate::desired::Protocol;
+use crate::diff::{Op, Step};
+use crate::nft::NftOp;
+use crate::slots::{Front, Slots};
+use crate::space::Place;
+
+/// Delete the tracked connections of a namespace that match every given condition.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flush {
+    /// The namespace.
+    pub place: Place,
+    /// Transport protocol.
+    pub protocol: Option<Protocol>,
+    /// The address that the client called.
+    pub destination: Option<Ipv4Addr>,
+    /// The port that the client called.
+    pub port: Option<u16>,
+    /// The endpoint that answers.
+    pub endpoint: Option<Ipv4Addr>,
+}
+
+/// The flushes after `steps` led from the slots `before` to `after`; sorted, each once.
+#[must_use]
+pub fn flushes(before: &Slots, after: &Slots, steps: &[Step]) -> Vec<Flush> {
+    let mut found = Vec::new();
+    for (key, held) in before {
+        let kept = after.get(key).map(Vec::as_slice).unwrap_or_default();
+        for backend in held.iter().filter(|b| !kept.contains(b)) {
+            found.extend(udp(&key.network, key.front, Some(backend.address)));
+        }
+    }
+    // What came before there was a translation was tracked as untranslated, and would stay so.
+    for key in after.keys().filter(|key| !before.contains_key(*key)) {
+        found.extend(udp(&key.network, key.front, None));
+    }
+    for step in steps {
+        match (&step.place, &step.op) {
+            (Place::Balancer(_), Op::DelNeighbour { address, .. }) => found.push(Flush {
+                place: step.place.clone(),
+                protocol: None,
+                destination: None,
+                port: None,
+                endpoint: Some(*address),
+            }),
+            (Place::Host, Op::Nft { ops }) => found.extend(ops.iter().flat_map(host_ports)),
+            _ => {}
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn udp(network: &str, front: Front, endpoint: Option<Ipv4Addr>) -> Option<Flush> {
+    let (destination, port) = match front {
+        Front::Vip(vip) => (Some(vip), None),
+        Front::Port(Protocol::Udp, port) => (None, Some(port)),
+        Front::Port(Protocol::Tcp, _) => return None,
+    };
+    let place = Place::Balancer(network.to_owned());
+    Some(Flush { place, protocol: Some(Protocol::Udp), destination, port, endpoint })
+}
+
+/// The node's own UDP ports that now lead elsewhere.
+fn host_ports(op: &NftOp) -> Vec<Flush> {
+    let keys: Vec<&Vec<u8>> = match op {
+        NftOp::AddElements { elements, .. } => elements.iter().map(|(key, _)| key).collect(),
+        NftOp::DelElements { keys, .. } => keys.iter().collect(),
+        _ => return Vec::new(),
+    };
+    let udp = Protocol::Udp.number();
+    let port = |key: &Vec<u8>| match key.as_slice() {
+        [proto, _, _, _, hi, lo, ..] if *proto == udp => Some(u16::from_be_bytes([*hi, *lo])),
+        _ => None,
+    };
+    let flush = |port| Flush {
+        place: Place::Host,
+        protocol: Some(Protocol::Udp),
+        destination: None,
+        port: Some(port),
+        endpoint: None,
+    };
+    keys.into_iter().filter_map(port).map(flush).collect()
+}

@@ -1,0 +1,453 @@
+//! One round of the loop: read what is wanted, compare with what is there (or believed to be), carry the difference out.
+//!
+//! A round after a change trusts what the last one left; a round for verification reads the kernel. A namespace in which
+//! something failed isn't believed any more, so the next round reads it. There is no other path at start: the first
+//! round believes nothing, finds what an earlier daemon left, and changes only what differs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use skep_net_kernel::link::IpNet;
+use skep_net_kernel::ns::{self, Namespace};
+use skep_net_plan::{
+    Config as Names, Desired, Facts, Family, Flush, FrontKey, NodePlan, Place, Seen, Slots, Step, diff, flushes, plan,
+    slots_of,
+};
+use tokio::sync::watch;
+
+use crate::apply::{self, Failure, Wires};
+use crate::dns::{Book, Resolver, Upstream};
+use crate::error::{Error, Result};
+use crate::gateway::Leases;
+use crate::observe::observe;
+use crate::pins::{self, Pins};
+use crate::status::{SandboxState, Status};
+use crate::wire::{Wire, blocking};
+
+/// Sandboxes that one verification reads at least, and the share of all that it reads (one in four): a full node is
+/// verified within four times, and its idle cost stays small.
+const VERIFIED: (usize, usize) = (8, 4);
+/// Flushes that failed and are tried again; beyond that the oldest are given up.
+const MAX_FLUSHES: usize = 1024;
+
+/// What the loop knows.
+pub(crate) struct Reconciler {
+    names: Names,
+    pins: Pins,
+    upstream: Upstream,
+    wires: Wires,
+    /// What each namespace holds, as the last round left it.
+    believed: BTreeMap<Place, Seen>,
+    slots: Slots,
+    leases: Leases,
+    resolvers: BTreeMap<String, Resolver>,
+    book: watch::Sender<Arc<Book>>,
+    /// The underlay's address and MTU, as last found.
+    underlay: Option<(Ipv4Addr, u32)>,
+    flushes: Vec<Flush>,
+    /// The sandbox after which the next verification goes on.
+    cursor: String,
+    desired: Arc<Desired>,
+    status: Status,
+}
+
+/// What a round leaves for the loop to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All is as wanted.
+    Settled,
+    /// Something failed; try again soon.
+    Again,
+}
+
+impl Reconciler {
+    pub(crate) fn new(names: Names, pins: Pins, node: Namespace) -> Result<Self> {
+        let upstream = Upstream::new(node.clone());
+        let wires = BTreeMap::from([(Place::Host, Wire::open(node)?)]);
+        let desired = Arc::new(Desired::default());
+        Ok(Self {
+            names,
+            pins,
+            upstream,
+            wires,
+            believed: BTreeMap::new(),
+            slots: Slots::new(),
+            leases: Leases::new(desired.gateway),
+            resolvers: BTreeMap::new(),
+            book: watch::channel(Arc::default()).0,
+            underlay: None,
+            flushes: Vec::new(),
+            cursor: String::new(),
+            desired,
+            status: Status::default(),
+        })
+    }
+
+    pub(crate) fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// One round. `verify` = read the kernel instead of trusting the last round.
+    pub(crate) async fn round(&mut self, desired: Arc<Desired>, verify: bool) -> Outcome {
+        if desired.generation < self.desired.generation {
+            let (older, newer) = (desired.generation, self.desired.generation);
+            tracing::warn!(generation = older, current = newer, "older desired state refused");
+        } else {
+            self.desired = usable(desired);
+        }
+        match self.try_round(verify).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::error!(generation = self.desired.generation, %error, "round given up");
+                self.status.last_error = Some(error.to_string());
+                Outcome::Again
+            }
+        }
+    }
+
+    async fn try_round(&mut self, verify: bool) -> Result<Outcome> {
+        let mut failures = self.open_namespaces().await?;
+        // Nothing is known yet, at the start: everything stays as it is.
+        if self.desired.generation == 0 {
+            self.report(&failures, &BTreeSet::new());
+            return Ok(Outcome::Settled);
+        }
+        let trusted: BTreeSet<Place> = self.believed.keys().cloned().collect();
+        let seen = self.look(verify, &mut failures).await;
+        let mtu = self.underlay_mtu(verify).await?;
+        let desired = self.desired.clone();
+        let facts = Facts { mtu, sandboxes: self.lease(&mut failures), slots: self.slots.clone() };
+        let mut wanted = plan(&desired, &self.names, &facts);
+        // Namespaces that can't be read can't be worked on.
+        wanted.spaces.retain(|place, _| seen.contains_key(place));
+        let steps = diff(&seen, &self.believed, &wanted.spaces, &self.names);
+        self.count_drift(verify, &trusted, &steps);
+        failures.extend(apply::apply(&mut self.wires, &steps, &wanted.spaces).await);
+        self.flush(&wanted, &steps).await;
+        self.believe(&wanted, &failures);
+        self.book.send_replace(Arc::new(Book { desired: self.desired.clone(), names: wanted.names }));
+        self.keep_slots(wanted.slots, &failures);
+        self.resolve(&mut failures);
+        let attached = facts.sandboxes.into_keys().filter(|id| self.has_networks(id)).collect();
+        self.report(&failures, &attached);
+        Ok(if failures.is_empty() && self.flushes.is_empty() { Outcome::Settled } else { Outcome::Again })
+    }
+
+    /// Opens what is pinned and wanted, makes balancers that are missing, removes those that are no longer wanted, and
+    /// forgets sandboxes that were closed.
+    async fn open_namespaces(&mut self) -> Result<Vec<Failure>> {
+        let mut failures = Vec::new();
+        let pins = self.pins.clone();
+        let (sandboxes, balancers) =
+            blocking(move || Ok::<_, Error>((pins.open_sandboxes()?, pins.open_balancers()?))).await??;
+        let known = self.desired.generation > 0;
+        let desired = self.desired.clone();
+        for id in balancers.iter().filter(|id| known && !desired.networks.contains_key(*id)) {
+            let place = Place::Balancer(id.clone());
+            self.forget(&place);
+            let removed = pins::remove(self.pins.balancer(id)?).await;
+            // It took the other ends of its pairs along.
+            self.wires.values_mut().for_each(Wire::forget);
+            tracing::info!(network.id = %id, "balancer removed");
+            failures.extend(removed.err().map(|error| Failure { culprit: place.clone(), place, error }));
+        }
+        let open: BTreeSet<String> = sandboxes.into_iter().collect();
+        let closed: Vec<_> =
+            self.wires.keys().filter(|p| matches!(p, Place::Sandbox(id) if !open.contains(id))).cloned().collect();
+        for place in closed {
+            self.forget(&place);
+        }
+        self.resolvers.retain(|id, _| open.contains(id));
+        self.leases.retain(|id| open.contains(id));
+        let wanted = open
+            .iter()
+            .map(|id| (Place::Sandbox(id.clone()), self.pins.sandbox(id)))
+            .chain(desired.networks.keys().map(|id| (Place::Balancer(id.clone()), self.pins.balancer(id))));
+        for (place, path) in wanted.filter(|(place, _)| known || matches!(place, Place::Sandbox(_))).collect::<Vec<_>>()
+        {
+            if let Err(error) = self.open(&place, path).await {
+                failures.push(Failure { culprit: place.clone(), place, error });
+            }
+        }
+        Ok(failures)
+    }
+
+    async fn open(&mut self, place: &Place, path: Result<PathBuf>) -> Result<()> {
+        let path = path?;
+        if self.wires.contains_key(place) {
+            return Ok(());
+        }
+        let wire = match place {
+            // Only its opener makes a sandbox; a pin without a namespace is one that is just being made.
+            Place::Sandbox(_) => match blocking(move || Namespace::open(&path)).await? {
+                Ok(namespace) => Wire::open(namespace)?,
+                Err(ns::Error::NotFound { .. } | ns::Error::NotANamespace { .. }) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            },
+            _ => pins::open_or_create(path).await?,
+        };
+        self.wires.insert(place.clone(), wire);
+        Ok(())
+    }
+
+    fn forget(&mut self, place: &Place) {
+        self.wires.remove(place);
+        self.believed.remove(place);
+        match place {
+            Place::Sandbox(id) => drop(self.resolvers.remove(id)),
+            Place::Balancer(network) => self.slots.retain(|key, _| key.network != *network),
+            Place::Host => {}
+        }
+    }
+
+    /// The namespaces to read for verification: the node's own, all balancers, and the sandboxes whose turn it is.
+    fn due(&mut self) -> BTreeSet<Place> {
+        let (sandboxes, others): (Vec<Place>, Vec<Place>) =
+            self.wires.keys().cloned().partition(|p| matches!(p, Place::Sandbox(_)));
+        let count = VERIFIED.0.max(sandboxes.len().div_ceil(VERIFIED.1));
+        let after = Place::Sandbox(std::mem::take(&mut self.cursor));
+        let from = sandboxes.partition_point(|p| *p <= after);
+        let turn: Vec<_> = sandboxes.iter().cycle().skip(from).take(count.min(sandboxes.len())).cloned().collect();
+        if let Some(Place::Sandbox(last)) = turn.last() {
+            self.cursor.clone_from(last);
+        }
+        others.into_iter().chain(turn).collect()
+    }
+
+    /// What every open namespace holds: read if it is due or not believed, else as believed. One that can't be read is
+    /// left out of this round.
+    async fn look(&mut self, verify: bool, failures: &mut Vec<Failure>) -> BTreeMap<Place, Seen> {
+        let mut seen = BTreeMap::new();
+        let due = if verify { self.due() } else { BTreeSet::new() };
+        for (place, wire) in &mut self.wires {
+            let believed = self.believed.get(place);
+            if let Some(believed) = believed.filter(|_| !due.contains(place)) {
+                seen.insert(place.clone(), believed.clone());
+                continue;
+            }
+            match observe(place, wire, believed).await {
+                Ok(found) => {
+                    if believed.is_none() {
+                        adopt(place, &found, &mut self.slots, &mut self.leases);
+                    }
+                    seen.insert(place.clone(), found);
+                }
+                Err(error) => failures.push(Failure { culprit: place.clone(), place: place.clone(), error }),
+            }
+        }
+        seen
+    }
+
+    /// The MTU of the underlay: as given, or that of the link with the data-path address. An address that is gone for a
+    /// moment leaves the last one.
+    async fn underlay_mtu(&mut self, verify: bool) -> Result<u32> {
+        let underlay = self.desired.underlay.clone();
+        if underlay.mtu != 0 {
+            return Ok(underlay.mtu);
+        }
+        let last = self.underlay.filter(|(address, _)| *address == underlay.address).map(|(_, mtu)| mtu);
+        if let Some(mtu) = last.filter(|_| !verify) {
+            return Ok(mtu);
+        }
+        let Some(node) = self.wires.get(&Place::Host) else { return Err(Error::Stopped) };
+        let address = IpNet::new(underlay.address, 0).address;
+        let device = node.link.addresses().await?.into_iter().find(|a| a.net.address == address).map(|a| a.device);
+        let links = node.link.links().await?;
+        let found = links.iter().find(|l| Some(l.index) == device).map(|l| l.mtu).or(last);
+        let mtu = found.ok_or(Error::NoUnderlay { address: underlay.address })?;
+        self.underlay = Some((underlay.address, mtu));
+        Ok(mtu)
+    }
+
+    /// Open sandboxes with their gateway addresses.
+    fn lease(&mut self, failures: &mut Vec<Failure>) -> BTreeMap<String, Option<Ipv4Addr>> {
+        self.leases.set_subnet(self.desired.gateway);
+        let mut leases = BTreeMap::new();
+        for place in self.wires.keys() {
+            let Place::Sandbox(id) = place else { continue };
+            let wants = self.desired.attachments.get(id).is_some_and(|s| s.gateway);
+            let lease = wants.then(|| self.leases.lease(id)).transpose().unwrap_or_else(|error| {
+                failures.push(Failure { culprit: place.clone(), place: place.clone(), error });
+                None
+            });
+            leases.insert(id.clone(), lease);
+        }
+        leases
+    }
+
+    /// Steps in a namespace that was as wanted after the last round mend what somebody else broke.
+    fn count_drift(&mut self, verify: bool, trusted: &BTreeSet<Place>, steps: &[Step]) {
+        if !verify || self.status.applied != self.desired.generation {
+            return;
+        }
+        let mut places: BTreeMap<&Place, u64> = BTreeMap::new();
+        for step in steps.iter().filter(|s| trusted.contains(&s.place)) {
+            *places.entry(&step.place).or_default() += 1;
+        }
+        for (place, repaired) in places {
+            self.status.repaired += repaired;
+            tracing::warn!(place = %place, steps = repaired, "drift repaired");
+        }
+    }
+
+    async fn flush(&mut self, wanted: &NodePlan, steps: &[Step]) {
+        let mut pending = std::mem::take(&mut self.flushes);
+        pending.extend(flushes(&self.slots, &wanted.slots, steps));
+        pending.sort();
+        pending.dedup();
+        for (flush, error) in apply::flush(&self.wires, pending).await {
+            tracing::warn!(place = %flush.place, %error, "tracked connections not flushed; trying again");
+            self.flushes.push(flush);
+        }
+        let excess = self.flushes.len().saturating_sub(MAX_FLUSHES);
+        self.flushes.drain(..excess);
+    }
+
+    fn believe(&mut self, wanted: &NodePlan, failures: &[Failure]) {
+        let doubtful: BTreeSet<&Place> = failures.iter().flat_map(|f| [&f.place, &f.culprit]).collect();
+        self.believed = wanted
+            .spaces
+            .iter()
+            .filter(|(place, _)| self.wires.contains_key(*place) && !doubtful.contains(*place))
+            .map(|(place, space)| (place.clone(), Seen::of(space)))
+            .collect();
+    }
+
+    /// Goes on from these slots; where a balancer may still have the old ones, from those, so that its flushes come too.
+    fn keep_slots(&mut self, new: Slots, failures: &[Failure]) {
+        let doubtful = |key: &FrontKey| {
+            failures.iter().any(|f| matches!(&f.place, Place::Balancer(network) if *network == key.network))
+        };
+        let mut slots = new;
+        slots.retain(|key, _| !doubtful(key));
+        let old = std::mem::take(&mut self.slots);
+        slots.extend(old.into_iter().filter(|(key, _)| doubtful(key)));
+        self.slots = slots;
+    }
+
+    /// A resolver for every attached sandbox.
+    fn resolve(&mut self, failures: &mut Vec<Failure>) {
+        self.resolvers.retain(|id, resolver| resolver.alive() && self.desired.attachments.contains_key(id));
+        for (place, wire) in &self.wires {
+            let Place::Sandbox(id) = place else { continue };
+            if self.resolvers.contains_key(id) || !self.desired.attachments.contains_key(id) {
+                continue;
+            }
+            match Resolver::start(id, &wire.namespace, self.upstream.clone(), self.book.subscribe()) {
+                Ok(resolver) => drop(self.resolvers.insert(id.clone(), resolver)),
+                Err(error) => {
+                    failures.push(Failure { culprit: place.clone(), place: place.clone(), error: error.into() });
+                }
+            }
+        }
+    }
+
+    fn has_networks(&self, id: &str) -> bool {
+        let sandbox = self.desired.attachments.get(id);
+        sandbox.is_some_and(|s| s.networks.keys().all(|n| self.desired.networks.contains_key(n)))
+    }
+
+    fn report(&mut self, failures: &[Failure], attached: &BTreeSet<String>) {
+        for failure in failures {
+            tracing::error!(place = %failure.culprit, error = %failure.error, "step failed");
+        }
+        let why = |id: &String| {
+            let own = failures.iter().find(|f| matches!(&f.culprit, Place::Sandbox(s) if s == id));
+            own.map(|f| f.error.to_string())
+        };
+        let open = self.wires.keys().filter_map(|p| match p {
+            Place::Sandbox(id) => Some(id),
+            _ => None,
+        });
+        let ids: BTreeSet<_> = self.desired.attachments.keys().chain(open).cloned().collect();
+        let state = |id: &String| match why(id) {
+            Some(why) => SandboxState::Failed { why },
+            None if attached.contains(id) && self.wires.contains_key(&Place::Sandbox(id.clone())) => {
+                let address = self.believed.get(&Place::Sandbox(id.clone())).and_then(|seen| {
+                    seen.addresses.iter().map(|(_, a)| a.addr).find(|a| self.desired.gateway.contains(*a))
+                });
+                SandboxState::Ready { gateway_address: address }
+            }
+            None => SandboxState::Pending,
+        };
+        self.status.sandboxes = ids.iter().map(|id| (id.clone(), state(id))).collect();
+        self.status.last_error = failures.first().map(|f| f.error.to_string());
+        // A sandbox's own trouble doesn't keep the others from being balanced right.
+        if !failures.iter().any(|f| !matches!(f.culprit, Place::Sandbox(_))) {
+            self.status.applied = self.desired.generation;
+        }
+    }
+
+    /// Closes a sandbox: resolver, links and name are gone when this returns.
+    pub(crate) async fn close(&mut self, id: &str) -> Result<()> {
+        let path = self.pins.sandbox(id)?;
+        self.forget(&Place::Sandbox(id.to_owned()));
+        let removed = pins::remove(path).await;
+        // It took the other ends of its pairs along.
+        self.wires.values_mut().for_each(Wire::forget);
+        removed
+    }
+
+    /// Removes everything that drivers made on this node, whatever is wanted.
+    pub(crate) async fn teardown(mut self) -> Result<()> {
+        let mut first = None;
+        let mut keep = |result: Result<()>| {
+            if let Err(error) = result {
+                tracing::error!(%error, "teardown step failed");
+                first.get_or_insert(error);
+            }
+        };
+        self.resolvers.clear();
+        for id in self.pins.open_sandboxes()? {
+            keep(self.close(&id).await);
+        }
+        for id in self.pins.open_balancers()? {
+            self.forget(&Place::Balancer(id.clone()));
+            keep(pins::remove(self.pins.balancer(&id)?).await);
+        }
+        keep(self.clear_node().await);
+        self.pins.discard();
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Removes our links and our table from the node's namespace.
+    async fn clear_node(&mut self) -> Result<()> {
+        let Some(node) = self.wires.get_mut(&Place::Host) else { return Ok(()) };
+        for link in node.links().await?.iter().filter(|l| self.names.owns(&l.name)) {
+            skep_net_kernel::link::absent_is_fine(node.link.delete_link(link.index).await)?;
+        }
+        let table = crate::firewall::table(&(Family::Ip, "skep".to_owned()));
+        let mut batch = skep_net_kernel::nft::Batch::new();
+        batch.remove_table(&table);
+        node.commit(batch).await
+    }
+}
+
+/// Without the networks that this node has no address on yet.
+fn usable(desired: Arc<Desired>) -> Arc<Desired> {
+    if desired.networks.values().all(|n| !n.balancer.is_unspecified()) {
+        return desired;
+    }
+    let mut less = Desired::clone(&desired);
+    less.networks.retain(|_, n| !n.balancer.is_unspecified());
+    Arc::new(less)
+}
+
+/// Takes over what an earlier daemon left: the slots of its maps, the gateway addresses of its sandboxes.
+fn adopt(place: &Place, found: &Seen, slots: &mut Slots, leases: &mut Leases) {
+    match place {
+        Place::Balancer(network) => {
+            for (front, held) in found.tables.values().flat_map(slots_of) {
+                slots.entry(FrontKey { network: network.clone(), front }).or_insert(held);
+            }
+        }
+        Place::Sandbox(id) => {
+            for (_, address) in &found.addresses {
+                leases.adopt(id, address.addr);
+            }
+        }
+        Place::Host => {}
+    }
+}

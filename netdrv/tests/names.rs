@@ -1,0 +1,128 @@
+//! The resolver inside a container: names of the cluster, names of the world, over UDP and TCP.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use common::*;
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use skep_net_kernel::ns::Namespace;
+
+const RESOLVER: &str = "127.0.0.11:53";
+
+async fn lookup(from: &Namespace, name: &str, kind: RecordType, tcp: bool) -> Result<(ResponseCode, Vec<String>)> {
+    let mut question = Message::query();
+    question.add_query(Query::query(Name::from_ascii(name)?, kind));
+    let id = question.metadata.id;
+    let (from, bytes) = (from.clone(), question.to_vec()?);
+    let to: SocketAddr = RESOLVER.parse()?;
+    let answer = tokio::task::spawn_blocking(move || -> Result<Vec<u8>> {
+        let patience = Some(Duration::from_secs(5));
+        if tcp {
+            let mut stream = from.tcp_connect(to, Duration::from_secs(2))?;
+            stream.set_read_timeout(patience)?;
+            stream.write_all(&[&u16::try_from(bytes.len())?.to_be_bytes()[..], &bytes].concat())?;
+            let mut length = [0; 2];
+            stream.read_exact(&mut length)?;
+            let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut answer)?;
+            return Ok(answer);
+        }
+        let socket = from.udp_socket("0.0.0.0:0".parse()?)?;
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(patience)?;
+        socket.connect(to)?;
+        socket.send(&bytes)?;
+        let mut buffer = vec![0; 4096];
+        let length = socket.recv(&mut buffer)?;
+        buffer.truncate(length);
+        Ok(buffer)
+    })
+    .await??;
+    let answer = Message::from_vec(&answer)?;
+    ensure!(answer.metadata.id == id, "answer to another question");
+    let mut found: Vec<_> = answer.answers.iter().map(|r| r.data.to_string()).collect();
+    found.sort();
+    Ok((answer.metadata.response_code, found))
+}
+
+/// An upstream server that knows `example.org` and nothing else, on both transports.
+async fn upstream(at: &Namespace) -> Result<tokio::task::JoinHandle<()>> {
+    let udp = tokio::net::UdpSocket::from_std(at.udp_socket("0.0.0.0:53".parse()?)?)?;
+    Ok(tokio::spawn(async move {
+        let mut buffer = [0; 1024];
+        while let Ok((length, peer)) = udp.recv_from(&mut buffer).await {
+            let Ok(question) = Message::from_vec(&buffer[..length]) else { continue };
+            let known = question.queries[0].name().to_ascii() == "example.org.";
+            let code = if known { ResponseCode::NoError } else { ResponseCode::NXDomain };
+            let mut answer = Message::error_msg(question.metadata.id, question.metadata.op_code, code);
+            answer.add_queries(question.queries.clone());
+            if known {
+                let data = RData::A(A([192, 0, 2, 7].into()));
+                answer.add_answer(Record::from_rdata(question.queries[0].name().clone(), 60, data));
+            }
+            let _ = udp.send_to(&answer.to_vec().unwrap_or_default(), peer).await;
+        }
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_resolve_names() -> Result<()> {
+    if !privileged() {
+        return Ok(());
+    }
+    let mut c = Cluster::new(2, &[("t1", 0), ("t2", 1)]).await?;
+    let server = upstream(&c.topology.client.namespace).await?;
+    c.upstream = vec![(c.topology.client.address, 53).into()];
+    c.apply().await?;
+    let t1 = c.inside("t1")?;
+    let addresses = |a: &[u8]| a.iter().map(|n| app(*n).to_string()).collect::<Vec<_>>();
+    for tcp in [false, true] {
+        for (name, kind, code, found) in [
+            ("web.", RecordType::A, ResponseCode::NoError, addresses(&[250])),
+            ("www.app.", RecordType::A, ResponseCode::NoError, addresses(&[250])),
+            ("web.", RecordType::AAAA, ResponseCode::NoError, vec![]),
+            ("tasks.web.", RecordType::A, ResponseCode::NoError, addresses(&[11, 12])),
+            ("web.t2.", RecordType::A, ResponseCode::NoError, addresses(&[12])),
+            ("12.1.0.10.in-addr.arpa.", RecordType::PTR, ResponseCode::NoError, vec!["web.t2.app.".into()]),
+        ] {
+            let answer = lookup(&t1, name, kind, tcp).await?;
+            ensure!(answer == (code, found.clone()), "{name} {kind} tcp={tcp}: {answer:?}, wanted {code} {found:?}");
+        }
+    }
+    let world = lookup(&t1, "example.org.", RecordType::A, false).await?;
+    ensure!(world == (ResponseCode::NoError, vec!["192.0.2.7".to_owned()]), "{world:?}");
+    let unknown = lookup(&t1, "nowhere.example.", RecordType::A, false).await?;
+    ensure!(unknown == (ResponseCode::NXDomain, vec![]), "{unknown:?}");
+
+    // Readiness is seen at once.
+    c.tasks[1].ready = false;
+    c.apply().await?;
+    let answer = lookup(&t1, "tasks.web.", RecordType::A, false).await?;
+    ensure!(answer == (ResponseCode::NoError, addresses(&[11])), "{answer:?}");
+
+    // A server that is gone is a failure, not a name that doesn't exist.
+    server.abort();
+    let _ = server.await;
+    let failed = lookup(&t1, "example.org.", RecordType::A, false).await?;
+    ensure!(failed.0 == ResponseCode::ServFail, "{failed:?}");
+
+    // A container may serve DNS itself, on all its addresses.
+    drop(t1.udp_socket("0.0.0.0:53".parse()?)?);
+    drop(t1.tcp_listener("0.0.0.0:53".parse()?)?);
+
+    // After a restart the resolver is back.
+    c.machines[0].driver.take().unwrap().stop().await;
+    let driver = skep_netdrv::Driver::start(c.machines[0].config.clone(), c.machines[0].desired.subscribe()).await?;
+    c.machines[0].driver = Some(driver);
+    c.settled().await?;
+    let answer = lookup(&t1, "web.", RecordType::A, false).await?;
+    ensure!(answer == (ResponseCode::NoError, addresses(&[250])), "{answer:?}");
+    Ok(())
+}
