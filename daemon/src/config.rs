@@ -1,0 +1,235 @@
+//! What the daemon runs with: flags, the TOML file, defaults, in this order of precedence. Pure but for [`load`].
+//!
+//! Unknown keys are errors: a setting that is silently ignored is worse than none.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Where the settings file is looked for when no flag names one; there it may be absent.
+pub const DEFAULT_FILE: &str = "/etc/skep/skep.toml";
+
+/// What is logged unless told otherwise. The consensus library repeats a dead peer at the rate of heartbeats, and our own
+/// monitor says it once.
+const DEFAULT_LOG: &str = "info,openraft=error";
+
+/// Flags as given on the command line; `None` or empty: not given.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `--config`
+    pub config: Option<PathBuf>,
+    /// `--data-dir`
+    pub data_dir: Option<PathBuf>,
+    /// `--run-dir`
+    pub run_dir: Option<PathBuf>,
+    /// `--host`, repeatable: `unix:///path`
+    pub hosts: Vec<String>,
+    /// `--listen-addr`
+    pub listen_addr: Option<String>,
+    /// `--advertise-addr`
+    pub advertise_addr: Option<String>,
+    /// `--data-path-addr`
+    pub data_path_addr: Option<String>,
+    /// `--data-path-port`
+    pub data_path_port: Option<u16>,
+    /// `--cgroup-parent`
+    pub cgroup_parent: Option<String>,
+    /// `--log-format`
+    pub log_format: Option<LogFormat>,
+    /// `--log-level`
+    pub log_level: Option<String>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The settings file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    data_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    hosts: Option<Vec<String>>,
+    listen_addr: Option<String>,
+    advertise_addr: Option<String>,
+    data_path_addr: Option<String>,
+    data_path_port: Option<u16>,
+    cgroup_parent: Option<String>,
+    gateway_subnet: Option<String>,
+    log_format: Option<LogFormat>,
+    log_level: Option<String>,
+    labels: Option<Vec<String>>,
+}
+
+/// What the daemon runs with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// State that outlives a reboot: identity, log, images, containers.
+    pub data_dir: PathBuf,
+    /// State that does not: sockets, process ids, namespaces.
+    pub run_dir: PathBuf,
+    /// Paths of the unix sockets of the Engine API.
+    pub sockets: Vec<PathBuf>,
+    /// Default address that managers listen on, `host:port`.
+    pub listen_addr: String,
+    /// Default address that others are told; empty: found out.
+    pub advertise_addr: String,
+    /// Default address for VXLAN; empty: the advertised one.
+    pub data_path_addr: String,
+    /// VXLAN port of a swarm that this node founds; 0: 4789.
+    pub data_path_port: u16,
+    /// Cgroup under which containers get theirs.
+    pub cgroup_parent: String,
+    /// Subnet of the gateway bridge.
+    pub gateway_subnet: String,
+    /// Log format.
+    pub log_format: LogFormat,
+    /// Log filter: a level, or `crate=level` pairs.
+    pub log_level: String,
+    /// Labels of the engine, `name=value`.
+    pub labels: Vec<String>,
+}
+
+/// Why the settings can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file can't be read.
+    #[error("settings file {path} can't be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("settings file {path} is not valid")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A value is out of range.
+    #[error("{name} {value:?}: {why}")]
+    Value {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong, and what would be right.
+        why: &'static str,
+    },
+}
+
+/// Reads the file, if there is one, and puts the flags over it.
+pub fn load(options: &Options) -> Result<Config, Error> {
+    let path = options.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+    let file = match std::fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text)
+            .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && options.config.is_none() => File::default(),
+        Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
+    };
+    merge(options, file)
+}
+
+fn merge(options: &Options, file: File) -> Result<Config, Error> {
+    let run_dir = options.run_dir.clone().or(file.run_dir).unwrap_or_else(|| "/run/skep".into());
+    let hosts = if options.hosts.is_empty() { file.hosts.unwrap_or_default() } else { options.hosts.clone() };
+    let sockets = if hosts.is_empty() {
+        vec![run_dir.join("skep.sock")]
+    } else {
+        hosts.iter().map(|h| socket(h)).collect::<Result<_, _>>()?
+    };
+    let config = Config {
+        data_dir: options.data_dir.clone().or(file.data_dir).unwrap_or_else(|| "/var/lib/skep".into()),
+        run_dir,
+        sockets,
+        listen_addr: options.listen_addr.clone().or(file.listen_addr).unwrap_or_else(|| "0.0.0.0:2377".into()),
+        advertise_addr: options.advertise_addr.clone().or(file.advertise_addr).unwrap_or_default(),
+        data_path_addr: options.data_path_addr.clone().or(file.data_path_addr).unwrap_or_default(),
+        data_path_port: options.data_path_port.or(file.data_path_port).unwrap_or_default(),
+        cgroup_parent: options.cgroup_parent.clone().or(file.cgroup_parent).unwrap_or_else(|| "skep".into()),
+        gateway_subnet: file.gateway_subnet.unwrap_or_else(|| "172.19.0.0/16".into()),
+        log_format: options.log_format.or(file.log_format).unwrap_or_default(),
+        log_level: options.log_level.clone().or(file.log_level).unwrap_or_else(|| DEFAULT_LOG.into()),
+        labels: file.labels.unwrap_or_default(),
+    };
+    check(config)
+}
+
+fn check(config: Config) -> Result<Config, Error> {
+    let bad = |name, value: &str, why| Err(Error::Value { name, value: value.to_owned(), why });
+    for (name, dir) in [("data-dir", &config.data_dir), ("run-dir", &config.run_dir)] {
+        if !dir.is_absolute() {
+            return bad(name, &dir.to_string_lossy(), "give an absolute path");
+        }
+    }
+    if config.data_dir == config.run_dir {
+        return bad("run-dir", &config.run_dir.to_string_lossy(), "data and run directory have to differ");
+    }
+    if config.data_path_port != 0 && !(1024..=49151).contains(&config.data_path_port) {
+        return bad("data-path-port", &config.data_path_port.to_string(), "give a port from 1024 to 49151");
+    }
+    if config.cgroup_parent.is_empty() || config.cgroup_parent.split('/').any(|part| part == "..") {
+        return bad("cgroup-parent", &config.cgroup_parent, "give a path below the cgroup root, such as skep");
+    }
+    if let Some(label) = config.labels.iter().find(|l| l.split_once('=').is_none_or(|(name, _)| name.is_empty())) {
+        return bad("labels", label, "write a label as name=value");
+    }
+    Ok(config)
+}
+
+fn socket(host: &str) -> Result<PathBuf, Error> {
+    match host.strip_prefix("unix://") {
+        Some(path) if path.starts_with('/') => Ok(path.into()),
+        _ => Err(Error::Value {
+            name: "host",
+            value: host.to_owned(),
+            why: "give a unix socket with an absolute path, such as unix:///run/skep/skep.sock",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_defaults() -> Result<(), Box<dyn std::error::Error>> {
+        let file: File = toml::from_str("data-dir = '/a'\nlog-level = 'debug'\nlog-format = 'json'")?;
+        let options = Options { log_level: Some("warn".into()), ..Options::default() };
+        let config = merge(&options, file)?;
+        assert_eq!(config.data_dir, Path::new("/a"));
+        assert_eq!(config.log_level, "warn");
+        assert_eq!(config.log_format, LogFormat::Json);
+        assert_eq!(config.sockets, [PathBuf::from("/run/skep/skep.sock")]);
+        Ok(())
+    }
+
+    #[test]
+    fn wrong_settings_are_named() {
+        assert!(toml::from_str::<File>("data-dri = '/a'").is_err(), "unknown keys are errors");
+        let table = [
+            (Options { data_dir: Some("relative".into()), ..Options::default() }, "data-dir"),
+            (Options { hosts: vec!["tcp://0.0.0.0:2375".into()], ..Options::default() }, "host"),
+            (Options { data_path_port: Some(80), ..Options::default() }, "data-path-port"),
+            (Options { cgroup_parent: Some("../x".into()), ..Options::default() }, "cgroup-parent"),
+            (Options { run_dir: Some("/var/lib/skep".into()), ..Options::default() }, "run-dir"),
+        ];
+        for (options, name) in table {
+            let error = merge(&options, File::default()).map(|_| ());
+            assert!(matches!(&error, Err(Error::Value { name: n, .. }) if *n == name), "{options:?}: {error:?}");
+        }
+    }
+}

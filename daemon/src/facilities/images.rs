@@ -1,0 +1,218 @@
+//! The node's image store, for the API. The store is synchronous: every call runs on the blocking pool, and what is
+//! uploaded reaches it through a bounded pipe.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes};
+use futures::StreamExt;
+use skep_image::{Limits, Store};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::api::backend::{Failure, Image, ImageConfig, ImageHistory, Images, Import, Removed, Upload};
+use crate::node::Node;
+
+/// Chunks of an upload or download that may wait.
+const PIPE: usize = 16;
+
+/// Images of this node.
+pub(crate) struct ImagesFacility {
+    pub(crate) store: Arc<Store>,
+    pub(crate) node: Arc<Node>,
+}
+
+impl ImagesFacility {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> skep_image::Result<T> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let store = Arc::clone(&self.store);
+        match tokio::task::spawn_blocking(move || work(&store)).await {
+            Ok(done) => done.map_err(|e| failure(&e)),
+            Err(error) => Err(Failure::Internal(format!("the image store failed: {error}"))),
+        }
+    }
+}
+
+#[async_trait]
+impl Images for ImagesFacility {
+    async fn list(&self) -> Result<Vec<Image>, Failure> {
+        Ok(self.blocking(Store::list).await?.into_iter().map(shown).collect())
+    }
+
+    async fn inspect(&self, name: &str) -> Result<Image, Failure> {
+        let name = name.to_owned();
+        self.blocking(move |store| store.resolve(&name)).await.map(shown)
+    }
+
+    async fn load(&self, archive: Upload) -> Result<Vec<String>, Failure> {
+        let reader = pipe(archive);
+        let loaded = self.blocking(move |store| store.load(reader, &Limits::default())).await?;
+        Ok(loaded
+            .into_iter()
+            .flat_map(|image| if image.references.is_empty() { vec![image.id] } else { image.references })
+            .collect())
+    }
+
+    async fn import(&self, root: Upload, request: Import) -> Result<String, Failure> {
+        let reader = pipe(root);
+        let loaded = self
+            .blocking(move |store| {
+                let reference = (!request.reference.is_empty()).then_some(request.reference.as_str());
+                store.import(reader, reference, &request.changes, &Limits::default())
+            })
+            .await?;
+        Ok(loaded.id)
+    }
+
+    async fn save(&self, names: Vec<String>) -> Result<Upload, Failure> {
+        for name in &names {
+            self.inspect(name).await?;
+        }
+        let (chunks, stream) = mpsc::channel(PIPE);
+        let store = Arc::clone(&self.store);
+        // Owned by the stream: when its reader goes, the next write fails and the task ends.
+        tokio::task::spawn_blocking(move || {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let writer = io::BufWriter::with_capacity(64 * 1024, ChunkWriter(chunks.clone()));
+            if let Err(error) = store.save(&names, writer) {
+                let _ = chunks.blocking_send(Err(io::Error::other(error.to_string())));
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(stream)))
+    }
+
+    async fn tag(&self, name: &str, reference: &str) -> Result<(), Failure> {
+        let (name, reference) = (name.to_owned(), reference.to_owned());
+        self.blocking(move |store| store.tag(&name, &reference)).await
+    }
+
+    async fn remove(&self, name: &str, force: bool) -> Result<Vec<Removed>, Failure> {
+        let (name, in_use) = (name.to_owned(), self.images_in_use().await);
+        let removed = self.blocking(move |store| store.remove(&name, force, &in_use)).await?;
+        Ok(removed
+            .into_iter()
+            .map(|removed| match removed {
+                skep_image::Removed::Untagged(reference) => Removed::Untagged(reference),
+                skep_image::Removed::Deleted(id) => Removed::Deleted(id),
+            })
+            .collect())
+    }
+}
+
+impl ImagesFacility {
+    /// Ids of images that this node's tasks run from.
+    async fn images_in_use(&self) -> HashSet<String> {
+        let names: HashSet<String> = self
+            .node
+            .local_tasks()
+            .into_iter()
+            .filter_map(|(task, _)| Some(task.spec?.container?.image))
+            .collect();
+        self.blocking(move |store| Ok(names.iter().filter_map(|n| store.resolve(n).ok()).map(|i| i.id).collect()))
+            .await
+            .unwrap_or_default()
+    }
+}
+
+fn failure(error: &skep_image::Error) -> Failure {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    use skep_image::Error as E;
+    match error {
+        E::NotFound(_) => Failure::NotFound(text),
+        E::Conflict { .. } => Failure::Conflict(text),
+        E::Io { .. } | E::Damaged { .. } | E::Busy { .. } => Failure::Internal(text),
+        _ => Failure::Invalid(text),
+    }
+}
+
+fn shown(image: skep_image::Image) -> Image {
+    let ns = |at: Option<jiff::Timestamp>| at.and_then(|t| i64::try_from(t.as_nanosecond()).ok()).unwrap_or(0);
+    Image {
+        id: image.id,
+        references: image.references,
+        digests: image.digests,
+        created_ns: ns(image.created),
+        size: image.size,
+        architecture: image.architecture,
+        os: image.os,
+        author: image.author,
+        config: ImageConfig {
+            entrypoint: image.config.entrypoint.unwrap_or_default(),
+            cmd: image.config.cmd.unwrap_or_default(),
+            env: image.config.env,
+            working_dir: image.config.working_dir,
+            user: image.config.user,
+            labels: image.config.labels,
+            exposed_ports: image.config.exposed_ports.into_iter().collect(),
+            volumes: image.config.volumes.into_iter().collect(),
+            stop_signal: image.config.stop_signal.unwrap_or_default(),
+        },
+        layers: image.layers,
+        history: image
+            .history
+            .into_iter()
+            .map(|step| ImageHistory {
+                created_ns: ns(step.created),
+                created_by: step.created_by,
+                comment: step.comment,
+                size: 0,
+            })
+            .collect(),
+    }
+}
+
+/// A blocking reader of an upload. Bounded: the client waits while the store is busy.
+fn pipe(mut upload: Upload) -> impl Read + Send + 'static {
+    let (sender, receiver) = mpsc::channel::<io::Result<Bytes>>(PIPE);
+    // Ends with the upload, or when the reader has gone.
+    tokio::spawn(async move {
+        while let Some(chunk) = upload.next().await {
+            if sender.send(chunk).await.is_err() {
+                return;
+            }
+        }
+    });
+    PipeReader { receiver, current: Bytes::new() }
+}
+
+struct PipeReader {
+    receiver: mpsc::Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl Read for PipeReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(chunk) => self.current = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let n = out.len().min(self.current.len());
+        self.current.copy_to_slice(&mut out[..n]);
+        Ok(n)
+    }
+}
+
+struct ChunkWriter(mpsc::Sender<io::Result<Bytes>>);
+
+impl io::Write for ChunkWriter {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the reader has gone");
+        self.0.blocking_send(Ok(Bytes::copy_from_slice(data))).map_err(gone)?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

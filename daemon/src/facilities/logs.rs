@@ -1,0 +1,27 @@
+//! Logs of tasks: from anywhere in the cluster when this node is a manager.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use skep_proto::v1::{LogBatch, LogOptions};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::api::backend::{BoxStream, Failure, TaskLogs};
+use crate::node::Node;
+
+/// Logs as the API wants them.
+pub(crate) struct LogsFacility(pub(crate) Arc<Node>);
+
+#[async_trait]
+impl TaskLogs for LogsFacility {
+    async fn task_logs(
+        &self,
+        task_ids: Vec<String>,
+        options: LogOptions,
+    ) -> Result<BoxStream<Result<LogBatch, Failure>>, Failure> {
+        let manager = self.0.manager().ok_or_else(|| Failure::Unavailable("this node is not a swarm manager".to_owned()))?;
+        let batches = manager.task_logs(task_ids, options);
+        Ok(Box::pin(ReceiverStream::new(batches).map(Ok)))
+    }
+}

@@ -1,0 +1,36 @@
+//! Log lines: text for people or JSON for machines, to standard error; the level can change while the daemon runs.
+
+use anyhow::{Context, Result};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+
+use crate::config::LogFormat;
+
+/// Changes the level of a running daemon.
+#[derive(Debug, Clone)]
+pub(crate) struct Level(reload::Handle<EnvFilter, Registry>);
+
+impl Level {
+    /// Takes a new filter into use, such as `info` or `skep_netdrv=debug,info`.
+    pub(crate) fn set(&self, filter: &str) -> Result<()> {
+        Ok(self.0.reload(parse(filter)?)?)
+    }
+}
+
+/// Sets logging up for the whole process.
+pub(crate) fn init(format: LogFormat, filter: &str) -> Result<Level> {
+    let (filter, handle) = reload::Layer::new(parse(filter)?);
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr).with_ansi(false)).try_init(),
+        LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init(),
+    }
+    .context("logging was set up before")?;
+    Ok(Level(handle))
+}
+
+fn parse(filter: &str) -> Result<EnvFilter> {
+    EnvFilter::try_new(filter)
+        .with_context(|| format!("log level {filter:?}: give error, warn, info, debug or trace, or crate=level pairs"))
+}

@@ -1,0 +1,364 @@
+//! A node that is in a swarm: its identity, its worker, and its manager while it has that role.
+//!
+//! Decides one thing: whether a manager runs here, from the role that the managers want (`NodeAssignment`). Everything
+//! else is started here and stopped here, in order.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use skep_manager::Manager;
+use skep_net_plan::Underlay;
+use skep_proto::v1::{Action, Role};
+use skep_runtime::Runtime;
+use skep_worker::Worker;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::identity::{self, Dialer, Holder, Serving};
+use crate::machine::Machine;
+use crate::membership::{self, Membership};
+
+/// VXLAN's port unless the cluster says otherwise.
+const VXLAN_PORT: u16 = 4789;
+/// How long connecting to a manager may take.
+const DIAL_WITHIN: Duration = Duration::from_secs(1);
+/// How long the tasks of a node that leaves may take to end.
+const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+/// How long a certificate for a new role may take.
+const CERTIFICATE_WITHIN: Duration = Duration::from_secs(10);
+/// How long to wait before a change of role is tried again.
+const ROLE_RETRY: Duration = Duration::from_secs(1);
+/// How long a manager that finds itself in no group waits before it asks to be taken in.
+const LEADER_KNOWN_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a member is made of.
+pub(crate) struct Parts {
+    pub(crate) config: Arc<Config>,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) images: Arc<skep_image::Store>,
+    pub(crate) runtime: Arc<Runtime>,
+}
+
+/// How the manager of a member begins.
+pub(crate) enum Beginning {
+    /// It founds a cluster with these first objects.
+    Found(Vec<Action>),
+    /// It asks to be taken into the group.
+    Join,
+    /// It goes on with what is on disk.
+    Resume,
+}
+
+/// A running member.
+pub(crate) struct Member {
+    identity: Holder,
+    membership: RwLock<Membership>,
+    config: Arc<Config>,
+    worker: Worker,
+    manager: RwLock<Option<Running>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// A manager with the server in front of it.
+#[derive(Clone)]
+struct Running {
+    manager: Manager,
+    stop: CancellationToken,
+    server: TaskTracker,
+}
+
+impl Member {
+    /// Starts everything that a member is.
+    pub(crate) async fn start(
+        parts: Parts,
+        identity: Holder,
+        membership: Membership,
+        listener: Option<TcpListener>,
+        beginning: Beginning,
+    ) -> Result<Arc<Self>> {
+        let subject = identity.current().subject.clone();
+        let managers = known_managers(&membership, subject.role);
+        let running = match subject.role {
+            Role::Manager => Some(start_manager(&parts.config, &identity, &membership, listener, beginning).await?),
+            Role::Worker => None,
+        };
+        let worker_config = skep_worker::Config {
+            node_id: subject.node_id,
+            run_dir: parts.config.run_dir.clone(),
+            netns_dir: parts.config.run_dir.join("net").join("netns"),
+            underlay: Underlay { address: membership.addresses.data_path, port: VXLAN_PORT, mtu: 0 },
+            gateway: parts.config.gateway_subnet.parse().context("gateway-subnet")?,
+            resolvers: parts.machine.resolvers.clone(),
+            search: parts.machine.search.clone(),
+            description: parts.machine.description(&parts.config, membership.addresses.data_path),
+            managers,
+        };
+        let rooms = skep_worker::Rooms {
+            images: parts.images,
+            runtime: parts.runtime,
+            net: skep_worker::netdrv::Config::new(parts.config.run_dir.join("net")),
+        };
+        let worker = Worker::start(worker_config, rooms, Arc::new(Dial(Dialer::new(identity.clone())))).await?;
+        let member = Arc::new(Self {
+            identity,
+            membership: RwLock::new(membership),
+            config: parts.config,
+            worker,
+            manager: RwLock::new(running),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        member.spawn_keepers();
+        Ok(member)
+    }
+
+    /// The tasks that keep a member what it should be: fresh certificate, right role, known managers.
+    fn spawn_keepers(self: &Arc<Self>) {
+        let keepers: [futures::future::BoxFuture<'static, ()>; 3] = [
+            Box::pin(Arc::clone(self).keep_certificate()),
+            Box::pin(Arc::clone(self).keep_role()),
+            Box::pin(Arc::clone(self).keep_managers()),
+        ];
+        for keeper in keepers {
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                tokio::select! { () = keeper => {}, () = stop.cancelled() => {} }
+            });
+        }
+    }
+
+    async fn keep_certificate(self: Arc<Self>) {
+        let managers = self.worker.managers();
+        identity::renew(self.identity.clone(), move || managers.borrow().clone(), self.stop.clone()).await;
+    }
+
+    /// Makes a manager of this node, or takes that away, as the managers want it.
+    async fn keep_role(self: Arc<Self>) {
+        let mut assigned = self.worker.assignments_changed();
+        loop {
+            assigned.borrow_and_update();
+            if let Some(wanted) = self.worker.wanted_role()
+                && wanted != self.role()
+            {
+                if let Err(error) = self.change_role(wanted).await {
+                    tracing::warn!(role = ?wanted, error = format!("{error:#}"), "the change of role did not succeed yet");
+                    tokio::time::sleep(ROLE_RETRY).await;
+                    continue;
+                }
+                tracing::info!(role = ?wanted, "this node has a new role");
+            }
+            if assigned.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn change_role(&self, wanted: Role) -> Result<()> {
+        let mut identity = self.identity.watch();
+        if identity.borrow_and_update().subject.role != wanted {
+            self.identity.renew_now();
+            let renewed = identity.wait_for(|i| i.subject.role == wanted);
+            match tokio::time::timeout(CERTIFICATE_WITHIN, renewed).await {
+                Ok(Ok(_)) => {}
+                _ => anyhow::bail!("no certificate for the new role within 10 s"),
+            }
+        }
+        match wanted {
+            Role::Manager => {
+                let membership = self.membership();
+                let running =
+                    start_manager(&self.config, &self.identity, &membership, None, Beginning::Join).await?;
+                *self.manager.write().unwrap_or_else(PoisonError::into_inner) = Some(running);
+            }
+            Role::Worker => {
+                let running = self.manager.write().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(running) = running {
+                    running.shutdown().await;
+                    remove_dir(self.config.data_dir.join("raft"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers where managers are, for the next start.
+    async fn keep_managers(self: Arc<Self>) {
+        let mut managers = self.worker.managers();
+        loop {
+            let known = managers.borrow_and_update().clone();
+            let changed = {
+                let mut membership = self.membership.write().unwrap_or_else(PoisonError::into_inner);
+                let changed = membership.managers != known;
+                membership.managers = known;
+                changed.then(|| membership.clone())
+            };
+            if let Some(membership) = changed
+                && let Err(error) = membership::save(&self.config.data_dir, &membership)
+            {
+                tracing::warn!(error = %error, "the managers' addresses can't be kept for a restart");
+            }
+            if managers.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn node_id(&self) -> String {
+        self.identity.current().subject.node_id.clone()
+    }
+
+    pub(crate) fn membership(&self) -> Membership {
+        self.membership.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    pub(crate) fn manager(&self) -> Option<Manager> {
+        self.manager.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|r| r.manager.clone())
+    }
+
+    /// The role that this node plays now: the running manager decides, not the certificate.
+    fn role(&self) -> Role {
+        if self.manager().is_some() { Role::Manager } else { Role::Worker }
+    }
+
+    /// Stops everything in order; containers, wires and what is on disk stay.
+    pub(crate) async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.worker.shutdown().await;
+        let running = self.manager.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(running) = running {
+            running.shutdown().await;
+        }
+    }
+
+    /// Leaves the swarm: ends this node's tasks, leaves the group of managers, stops, and forgets.
+    pub(crate) async fn leave(&self) -> Result<()> {
+        self.stop.cancel();
+        self.worker.remove_everything(LEAVE_WITHIN).await;
+        let manager = self.manager();
+        if let Some(manager) = manager
+            && !manager.other_managers().is_empty()
+            && let Err(error) = manager.leave().await
+        {
+            tracing::warn!(error = %error, "the other managers still count on this one; remove it there");
+        }
+        self.shutdown().await;
+        self.worker.remove_wires().await;
+        let data = &self.config.data_dir;
+        remove_dir(data.join("raft"))?;
+        remove_dir(data.join("identity"))?;
+        for file in [data.join("raft.key"), self.config.run_dir.join("assignments")] {
+            let _ = std::fs::remove_file(file);
+        }
+        membership::forget(data).context("the swarm can't be forgotten")
+    }
+}
+
+impl Running {
+    async fn shutdown(&self) {
+        self.manager.shutdown().await;
+        self.stop.cancel();
+        self.server.close();
+        self.server.wait().await;
+    }
+}
+
+fn remove_dir(dir: PathBuf) -> Result<()> {
+    match std::fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{} can't be removed", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A manager's worker asks its own manager first, then the others.
+fn known_managers(membership: &Membership, role: Role) -> Vec<String> {
+    let own = (role == Role::Manager).then(|| membership.addresses.advertise.to_string());
+    let mut seen = HashSet::new();
+    own.into_iter().chain(membership.managers.iter().cloned()).filter(|m| seen.insert(m.clone())).collect()
+}
+
+/// Binds the port of the managers, with an error that says whose it may be.
+pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} can't be listened on; is another manager or Docker's swarm using it?"))
+}
+
+async fn start_manager(
+    config: &Config,
+    identity: &Holder,
+    membership: &Membership,
+    listener: Option<TcpListener>,
+    beginning: Beginning,
+) -> Result<Running> {
+    let listener = match listener {
+        Some(listener) => listener,
+        None => listen(membership.addresses.listen).await?,
+    };
+    let manager_config = skep_manager::Config {
+        dir: config.data_dir.join("raft"),
+        node_id: identity.current().subject.node_id.clone(),
+        raft_id: membership.raft_id,
+        address: membership.addresses.advertise.to_string(),
+        key: membership::data_key(&config.data_dir)?,
+    };
+    let manager = Manager::start(manager_config, Arc::new(Dialer::new(identity.clone()))).await?;
+    let (stop, server) = (CancellationToken::new(), TaskTracker::new());
+    let serving = Serving { listener, routes: manager.routes(), holder: identity.clone(), gate: None };
+    let serve = identity::serve(serving, stop.clone());
+    server.spawn(async move {
+        if let Err(error) = serve.await {
+            tracing::error!(error = %error, "the managers' port is served no more");
+        }
+    });
+    let running = Running { manager, stop, server };
+    let begun = begin(&running.manager, membership, beginning).await;
+    if begun.is_err() {
+        running.shutdown().await;
+    }
+    begun.map(|()| running)
+}
+
+async fn begin(manager: &Manager, membership: &Membership, beginning: Beginning) -> Result<()> {
+    match beginning {
+        Beginning::Found(first) => manager.bootstrap(first).await?,
+        Beginning::Join => manager.join(&membership.managers).await?,
+        Beginning::Resume => {
+            let manager = manager.clone();
+            let others = membership.managers.clone();
+            let own = membership.addresses.advertise.to_string();
+            let others: Vec<String> = others.into_iter().filter(|m| *m != own).collect();
+            // A daemon that died between its start and its admission finds itself in no group. Asking is harmless for
+            // one that is in it, so it is asked only when no leader shows.
+            let mut leadership = manager.raft().leadership();
+            let known = leadership.wait_for(|l| l.leader.is_some());
+            if tokio::time::timeout(LEADER_KNOWN_WITHIN, known).await.is_err() && !others.is_empty() {
+                tracing::info!("no leader is known yet; the node goes on and keeps looking");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The identity, as the worker wants to dial with it.
+struct Dial(Dialer);
+
+impl skep_worker::Connector for Dial {
+    fn channel(&self, address: &str) -> Result<tonic::transport::Channel, Box<dyn std::error::Error + Send + Sync>> {
+        self.0.channel(address, DIAL_WITHIN).map_err(Into::into)
+    }
+}

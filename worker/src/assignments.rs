@@ -1,0 +1,120 @@
+//! What the managers want of this node: the set as it is held, and how a change is taken in. Pure.
+//!
+//! Every change carries a generation; an older one is refused, whichever manager it comes from.
+
+use std::collections::BTreeMap;
+
+use skep_proto::v1::assignment::Kind;
+use skep_proto::v1::{Assignment, AssignmentChange, AssignmentKey, AssignmentKind};
+
+/// The assignments of one node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Assignments {
+    /// Generation of the newest change that was taken in.
+    pub generation: u64,
+    items: BTreeMap<(AssignmentKind, String), Assignment>,
+}
+
+/// Why a change was not taken in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It is older than what is held.
+    #[error("assignment of generation {offered} is older than generation {held}, which this node holds")]
+    Older {
+        /// Its generation.
+        offered: u64,
+        /// Ours.
+        held: u64,
+    },
+    /// It lacks what it is about.
+    #[error("assignment of generation {0} has an item without content; the manager's version differs")]
+    Empty(u64),
+}
+
+impl Assignments {
+    /// The set of a node that leaves its cluster: nothing is wanted any more, and no manager has a say.
+    pub(crate) fn farewell() -> Self {
+        Self { generation: u64::MAX, items: BTreeMap::new() }
+    }
+
+    /// The set after a change.
+    pub fn take(&self, change: AssignmentChange) -> Result<Self, Refused> {
+        if change.generation < self.generation {
+            return Err(Refused::Older { offered: change.generation, held: self.generation });
+        }
+        let mut items = if change.complete { BTreeMap::new() } else { self.items.clone() };
+        for AssignmentKey { kind, id } in change.remove {
+            if let Ok(kind) = AssignmentKind::try_from(kind) {
+                items.remove(&(kind, id));
+            }
+        }
+        for item in change.put {
+            let key = key(&item).ok_or(Refused::Empty(change.generation))?;
+            items.insert(key, item);
+        }
+        Ok(Self { generation: change.generation, items })
+    }
+
+    /// Everything, as one change that makes the same set anew.
+    pub fn to_change(&self) -> AssignmentChange {
+        AssignmentChange {
+            generation: self.generation,
+            complete: true,
+            put: self.items.values().cloned().collect(),
+            remove: Vec::new(),
+        }
+    }
+
+    /// All items.
+    pub fn kinds(&self) -> impl Iterator<Item = &Kind> {
+        self.items.values().filter_map(|item| item.kind.as_ref())
+    }
+
+    /// One item.
+    pub fn get(&self, kind: AssignmentKind, id: &str) -> Option<&Kind> {
+        self.items.get(&(kind, id.to_owned())).and_then(|item| item.kind.as_ref())
+    }
+}
+
+fn key(item: &Assignment) -> Option<(AssignmentKind, String)> {
+    Some(match item.kind.as_ref()? {
+        Kind::Node(_) => (AssignmentKind::Node, String::new()),
+        Kind::Task(task) => (AssignmentKind::Task, task.task.as_ref()?.id.clone()),
+        Kind::Network(network) => (AssignmentKind::Network, network.id.clone()),
+        Kind::Service(service) => (AssignmentKind::Service, service.id.clone()),
+        Kind::Secret(secret) => (AssignmentKind::Secret, secret.id.clone()),
+        Kind::Config(config) => (AssignmentKind::Config, config.id.clone()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skep_proto::v1::NetworkAssignment;
+
+    fn network(id: &str, vni: u32) -> Assignment {
+        Assignment { kind: Some(Kind::Network(NetworkAssignment { id: id.into(), vni, ..NetworkAssignment::default() })) }
+    }
+
+    fn change(generation: u64, complete: bool, put: Vec<Assignment>, remove: &[&str]) -> AssignmentChange {
+        let remove = remove
+            .iter()
+            .map(|id| AssignmentKey { kind: AssignmentKind::Network.into(), id: (*id).to_owned() })
+            .collect();
+        AssignmentChange { generation, complete, put, remove }
+    }
+
+    #[test]
+    fn changes_add_up_and_older_ones_are_refused() -> Result<(), Refused> {
+        let held = Assignments::default().take(change(5, true, vec![network("a", 1), network("b", 2)], &[]))?;
+        let held = held.take(change(6, false, vec![network("a", 9)], &["b"]))?;
+        assert_eq!(held.kinds().count(), 1);
+        assert!(matches!(held.get(AssignmentKind::Network, "a"), Some(Kind::Network(n)) if n.vni == 9));
+        let older = held.take(change(4, true, vec![network("z", 1)], &[]));
+        assert_eq!(older, Err(Refused::Older { offered: 4, held: 6 }));
+        assert_eq!(held.take(change(7, false, vec![Assignment { kind: None }], &[])), Err(Refused::Empty(7)));
+        // Saved and read back, it is the same set.
+        assert_eq!(Assignments::default().take(held.to_change())?, held);
+        Ok(())
+    }
+}

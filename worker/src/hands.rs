@@ -1,0 +1,353 @@
+//! The effects of a task's life: images, wires and containers of this node, each behind the room that owns it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use skep_image::{Image, Store};
+use skep_netdrv::{Driver, SandboxState};
+use skep_proto::v1::{MountType, Task, TaskAssignment};
+use skep_runtime::{ContainerSpec, InjectedFile, LogOptions, Mount, Resources, Runtime, Seccomp, State, Ulimit};
+use skep_task::{Container, Exit, Facts, Failure, Sandbox};
+use tokio::sync::watch;
+
+use crate::assignments::Assignments;
+use crate::container::{self, rejected};
+use crate::supervise::Hands;
+
+/// How long the wires of a sandbox may take: longer than any transient trouble, shorter than an operator's patience.
+const WIRES_WITHIN: Duration = Duration::from_secs(30);
+/// How long one step of a container may take.
+const STEP_WITHIN: Duration = Duration::from_secs(60);
+
+/// Labels of a container's own book-keeping, invisible in the API.
+pub(crate) const TASK_LABEL: &str = "com.docker.swarm.task.id";
+
+/// This node's hands.
+pub(crate) struct NodeHands {
+    pub(crate) images: Arc<Store>,
+    pub(crate) runtime: Arc<Runtime>,
+    pub(crate) driver: Driver,
+    pub(crate) netns_dir: PathBuf,
+    pub(crate) search: Vec<String>,
+    pub(crate) assignments: watch::Receiver<Arc<Assignments>>,
+    /// Tasks whose sandbox is open: the wires are made for these.
+    pub(crate) sandboxes: watch::Sender<Vec<String>>,
+    /// Images that were resolved for tasks that wait for their container.
+    pub(crate) resolved: RwLock<HashMap<String, Image>>,
+}
+
+impl NodeHands {
+    fn sandbox_opened(&self, task_id: &str) {
+        self.sandboxes.send_if_modified(|open| {
+            let news = !open.iter().any(|id| id == task_id);
+            if news {
+                open.push(task_id.to_owned());
+            }
+            news
+        });
+    }
+
+    fn image_of(&self, task_id: &str) -> Option<Image> {
+        self.resolved.read().unwrap_or_else(PoisonError::into_inner).get(task_id).cloned()
+    }
+
+    async fn resolve(&self, reference: &str) -> Result<Image, Failure> {
+        let (store, name) = (Arc::clone(&self.images), reference.to_owned());
+        match tokio::task::spawn_blocking(move || store.resolve(&name)).await {
+            Ok(Ok(image)) => Ok(image),
+            Ok(Err(error)) => Err(rejected(format!("No such image: {reference} ({error})"))),
+            Err(error) => Err(failed(format!("image {reference} could not be looked up: {error}"))),
+        }
+    }
+
+    async fn spec(&self, task: &TaskAssignment) -> Result<ContainerSpec, Failure> {
+        let own = task.task.as_ref().ok_or_else(|| rejected("the assignment holds no task".to_owned()))?;
+        let wanted = container::spec(task).ok_or_else(|| rejected("the task's spec has no container".to_owned()))?;
+        let image = match self.image_of(&own.id) {
+            Some(image) => image,
+            None => self.resolve(&wanted.image).await?,
+        };
+        let process = container::process(wanted, &image.config)?;
+        let (store, id) = (Arc::clone(&self.images), image.id.clone());
+        let layers = tokio::task::spawn_blocking(move || store.layers(&id)).await.map_err(|e| failed(e.to_string()))?;
+        let layers = layers.map_err(|e| failed(format!("layers of image {}: {e}", wanted.image)))?;
+        let files = container::files(&self.assignments.borrow(), wanted)?;
+        let environment = template(&process.env, own, task);
+        Ok(ContainerSpec {
+            id: container::id(&own.id),
+            layers,
+            args: process.args,
+            env: environment,
+            cwd: process.dir,
+            user: process.user,
+            groups: wanted.groups.clone(),
+            hostname: container::hostname(own, wanted),
+            hosts: container::hosts(own, wanted),
+            resolv_conf: container::resolv_conf(wanted, &self.search),
+            netns: Some(self.netns_dir.join(&own.id)),
+            mounts: mounts(wanted)?,
+            files: files.into_iter().map(injected).collect(),
+            read_only: wanted.read_only,
+            tty: wanted.tty,
+            init: wanted.init.unwrap_or(false),
+            stop_signal: process.stop_signal,
+            resources: resources(task),
+            cap_add: wanted.capability_add.clone(),
+            cap_drop: wanted.capability_drop.clone(),
+            sysctls: wanted.sysctls.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            ulimits: wanted.ulimits.iter().map(ulimit).collect(),
+            oom_score_adj: i32::try_from(wanted.oom_score_adj).unwrap_or(0),
+            labels: container::labels(own, task, wanted).into_iter().collect(),
+            log: log_options(task),
+            seccomp: if wanted.privileges.as_ref().is_some_and(|p| p.seccomp_unconfined) {
+                Seccomp::Unconfined
+            } else {
+                Seccomp::Default
+            },
+        })
+    }
+}
+
+impl Hands for NodeHands {
+    async fn find(&self, task_id: &str) -> (Facts, i32) {
+        let mut facts = Facts::default();
+        let mut pid = 0;
+        facts.container = match self.runtime.state(&container_id(task_id)).await {
+            Ok(State::Created) => Container::Created,
+            Ok(State::Running { pid: running }) => {
+                pid = running;
+                Container::Running
+            }
+            Ok(State::Exited(exit)) => Container::Exited(Exit { code: exit.code, oom_killed: exit.oom_killed }),
+            Ok(State::Missing) => Container::Absent,
+            Err(error) => {
+                // Unreadable remains can't be judged; taking them down is the safe way on.
+                tracing::warn!(task.id = task_id, error = %error, "container can't be read; it will be removed");
+                Container::Created
+            }
+        };
+        if self.netns_dir.join(task_id).exists() {
+            facts.sandbox = if facts.container == Container::Absent { Sandbox::Open } else { Sandbox::Attached };
+            self.sandbox_opened(task_id);
+        }
+        facts.image = facts.container != Container::Absent;
+        (facts, pid)
+    }
+
+    async fn ensure_image(&self, task: &TaskAssignment) -> Result<(), Failure> {
+        let wanted = container::spec(task).ok_or_else(|| rejected("the task's spec has no container".to_owned()))?;
+        let image = self.resolve(&wanted.image).await?;
+        if let Some(own) = &task.task {
+            self.resolved.write().unwrap_or_else(PoisonError::into_inner).insert(own.id.clone(), image);
+        }
+        Ok(())
+    }
+
+    async fn open_sandbox(&self, task_id: &str) -> Result<(), Failure> {
+        self.driver.open_sandbox(task_id).await.map_err(|e| failed(format!("network namespace: {e}")))?;
+        self.sandbox_opened(task_id);
+        Ok(())
+    }
+
+    async fn await_networks(&self, task_id: &str) -> Result<(), Failure> {
+        let mut status = self.driver.status();
+        // The driver tries again whatever failed, so a failure counts only when it lasts.
+        let ready = status.wait_for(|s| matches!(s.sandboxes.get(task_id), Some(SandboxState::Ready { .. })));
+        match tokio::time::timeout(WIRES_WITHIN, ready).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(_)) => return Err(failed("the network driver has stopped".to_owned())),
+            Err(_) => {}
+        }
+        let last = self.driver.status().borrow().sandboxes.get(task_id).cloned();
+        let why = match last {
+            Some(SandboxState::Failed { why }) => why,
+            _ => "a network of it is not known on this node".to_owned(),
+        };
+        Err(failed(format!("networks: not plugged in within {} s: {why}", WIRES_WITHIN.as_secs())))
+    }
+
+    async fn create(&self, task: &TaskAssignment) -> Result<(), Failure> {
+        let spec = self.spec(task).await?;
+        let made = timed("creating the container", self.runtime.create(&spec)).await;
+        if let Some(own) = &task.task {
+            self.resolved.write().unwrap_or_else(PoisonError::into_inner).remove(&own.id);
+        }
+        made
+    }
+
+    async fn start(&self, task_id: &str) -> Result<i32, Failure> {
+        timed("starting the container", self.runtime.start(&container_id(task_id))).await.map(|s| s.pid)
+    }
+
+    async fn wait(&self, task_id: &str) -> Result<Exit, Failure> {
+        let exit = self.runtime.wait(&container_id(task_id)).await.map_err(|e| failed(chain(&e)))?;
+        Ok(Exit { code: exit.code, oom_killed: exit.oom_killed })
+    }
+
+    async fn stop(&self, task: &TaskAssignment) -> Result<Exit, Failure> {
+        let Some(own) = &task.task else {
+            return Err(failed("the assignment holds no task".to_owned()));
+        };
+        let grace = skep_proto::time::duration(container::grace_ns(task));
+        let exit = self.runtime.stop(&container_id(&own.id), grace).await.map_err(|e| failed(chain(&e)))?;
+        Ok(Exit { code: exit.code, oom_killed: exit.oom_killed })
+    }
+
+    async fn close_sandbox(&self, task_id: &str) -> Result<(), Failure> {
+        self.sandboxes.send_if_modified(|open| {
+            let before = open.len();
+            open.retain(|id| id != task_id);
+            open.len() != before
+        });
+        self.driver.close_sandbox(task_id).await.map_err(|e| failed(format!("network namespace: {e}")))
+    }
+
+    async fn remove(&self, task_id: &str) -> Result<(), Failure> {
+        timed("removing the container", self.runtime.remove(&container_id(task_id))).await
+    }
+
+    async fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for id in self.runtime.list().await.unwrap_or_default() {
+            let task = match self.runtime.inspect(&id).await {
+                Ok(record) => record.labels.into_iter().find(|(name, _)| name == TASK_LABEL).map(|(_, task)| task),
+                Err(_) => None,
+            };
+            // Without a task's name the container goes by its own.
+            left.push(task.unwrap_or(id));
+        }
+        if let Ok(entries) = std::fs::read_dir(&self.netns_dir) {
+            left.extend(entries.flatten().filter_map(|e| e.file_name().into_string().ok()));
+        }
+        left
+    }
+}
+
+/// The container of a task; what is a container's id already stays as it is.
+fn container_id(task_id: &str) -> String {
+    if task_id.len() == 64 { task_id.to_owned() } else { container::id(task_id) }
+}
+
+fn failed(message: String) -> Failure {
+    Failure { message, rejected: false }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+async fn timed<T, E: std::error::Error>(
+    what: &str,
+    step: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(STEP_WITHIN, step).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(failed(format!("{what}: {}", chain(&error)))),
+        Err(_) => Err(failed(format!("{what} took longer than {} s", STEP_WITHIN.as_secs()))),
+    }
+}
+
+/// Replaces the templates that services may use in their environment.
+fn template(env: &[String], task: &Task, assignment: &TaskAssignment) -> Vec<String> {
+    let slot = task.slot.to_string();
+    let known = [
+        ("{{.Service.ID}}", task.service_id.as_str()),
+        ("{{.Service.Name}}", assignment.service_name.as_str()),
+        ("{{.Node.ID}}", task.node_id.as_str()),
+        ("{{.Task.ID}}", task.id.as_str()),
+        ("{{.Task.Name}}", task.name.as_str()),
+        ("{{.Task.Slot}}", slot.as_str()),
+    ];
+    env.iter()
+        .map(|entry| known.iter().fold(entry.clone(), |text, (name, value)| text.replace(name, value)))
+        .collect()
+}
+
+fn mounts(spec: &skep_proto::v1::ContainerSpec) -> Result<Vec<Mount>, Failure> {
+    let mount = |m: &skep_proto::v1::Mount| match m.r#type() {
+        MountType::Bind => Ok(Mount::Bind { source: (&m.source).into(), target: (&m.target).into(), read_only: m.read_only }),
+        MountType::Tmpfs => Ok(Mount::Tmpfs {
+            target: (&m.target).into(),
+            size: u64::try_from(m.tmpfs_size_bytes).ok().filter(|s| *s > 0),
+            mode: (m.tmpfs_mode != 0).then_some(m.tmpfs_mode),
+            read_only: m.read_only,
+        }),
+        MountType::Volume => Err(rejected(format!("mount {}: volumes are not available on this node", m.target))),
+    };
+    spec.mounts.iter().map(mount).collect()
+}
+
+fn injected(file: container::File) -> InjectedFile {
+    InjectedFile { path: file.path.into(), bytes: file.data, uid: file.uid, gid: file.gid, mode: file.mode }
+}
+
+fn resources(task: &TaskAssignment) -> Resources {
+    let wanted = task.spec.as_ref().and_then(|s| s.resources.clone()).unwrap_or_default();
+    let limits = wanted.limits.unwrap_or_default();
+    Resources {
+        memory_bytes: u64::try_from(limits.memory_bytes).ok().filter(|b| *b > 0),
+        memory_swap: Some(wanted.memory_swap_bytes).filter(|b| *b != 0),
+        nano_cpus: u64::try_from(limits.nano_cpus).ok().filter(|n| *n > 0),
+        pids: Some(wanted.pids_limit).filter(|p| *p > 0),
+    }
+}
+
+fn ulimit(limit: &skep_proto::v1::Ulimit) -> Ulimit {
+    let bound = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+    Ulimit { name: limit.name.clone(), soft: bound(limit.soft), hard: bound(limit.hard) }
+}
+
+/// `max-size` and `max-file` of the log driver, as users write them.
+fn log_options(task: &TaskAssignment) -> LogOptions {
+    let mut options = LogOptions::default();
+    let Some(driver) = task.spec.as_ref().and_then(|s| s.log_driver.as_ref()) else { return options };
+    if let Some(size) = driver.options.get("max-size").and_then(|t| parse_size(t)) {
+        options.max_size = size.max(4096);
+    }
+    if let Some(files) = driver.options.get("max-file").and_then(|t| t.parse().ok()) {
+        options.max_files = files;
+    }
+    options
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match lower[digits.len()..].trim_end_matches('b') {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        for (text, bytes) in [("10m", Some(10 << 20)), ("4096", Some(4096)), ("1GB", Some(1 << 30)), ("x", None), ("5q", None)] {
+            assert_eq!(parse_size(text), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn templates_name_the_task() {
+        let task = Task { id: "t1".into(), slot: 3, ..Task::default() };
+        let assignment = TaskAssignment { service_name: "web".into(), ..TaskAssignment::default() };
+        let env = template(&["A={{.Service.Name}}-{{.Task.Slot}}".into(), "B=plain".into()], &task, &assignment);
+        assert_eq!(env, ["A=web-3", "B=plain"]);
+    }
+}

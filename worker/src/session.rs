@@ -1,0 +1,188 @@
+//! The worker's half of a session: finds a manager, takes in what it assigns, tells it what happened. When a manager
+//! goes, another one is found; the node runs on meanwhile.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_proto::v1::dispatcher_client::DispatcherClient;
+use skep_proto::v1::session_message::Kind;
+use skep_proto::v1::{NodeDescription, ReportRequest, SessionMessage, SessionRequest};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::{Connector, logs};
+
+/// How long a manager may take to open a session.
+const OPEN_WITHIN: Duration = Duration::from_secs(3);
+/// How long it may take to answer a report, before the next manager is tried.
+const REPORT_WITHIN: Duration = Duration::from_millis(900);
+/// Statuses in one report.
+const REPORT_SIZE: usize = 1000;
+/// Pause after every known manager was tried in vain; doubles.
+const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Changes that come this close together are told in one report.
+const GATHER: Duration = Duration::from_millis(2);
+/// Largest message that a manager may send.
+const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+
+/// What a session works on: the rest of the worker, seen from here.
+pub(crate) trait Owner: Send + Sync {
+    /// Who this node is and what it has.
+    fn description(&self) -> NodeDescription;
+    /// Newest generation that is held.
+    fn generation(&self) -> u64;
+    /// A manager's wish. An error ends the session.
+    fn assign(&self, change: skep_proto::v1::AssignmentChange) -> Result<(), Status>;
+    /// Where managers are.
+    fn managers(&self, addresses: Vec<String>);
+    /// Generation that the wires show.
+    fn applied(&self) -> watch::Receiver<u64>;
+    /// Statuses that nobody was told yet.
+    fn statuses(&self) -> &crate::statuses::Statuses;
+    /// Where logs come from.
+    fn logs(&self) -> Arc<dyn logs::Source>;
+}
+
+/// Keeps a session open until told to stop.
+pub(crate) async fn run<O: Owner>(
+    owner: &O,
+    connector: &dyn Connector,
+    managers: watch::Receiver<Vec<String>>,
+    connected: &watch::Sender<Option<String>>,
+    stop: &CancellationToken,
+) {
+    let mut turn = 0usize;
+    let mut pause = PAUSE;
+    loop {
+        let addresses = managers.borrow().clone();
+        for _ in 0..addresses.len() {
+            let address = &addresses[turn % addresses.len()];
+            turn += 1;
+            let outcome = tokio::select! {
+                outcome = one(owner, connector, address, connected) => outcome,
+                () = stop.cancelled() => return,
+            };
+            connected.send_replace(None);
+            match outcome {
+                Ok(()) => pause = PAUSE,
+                Err(status) => {
+                    tracing::debug!(manager.address = address, error = status.message(), code = ?status.code(), "no session");
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// One session. `Ok` means that it was open for a while.
+async fn one<O: Owner>(
+    owner: &O,
+    connector: &dyn Connector,
+    address: &str,
+    connected: &watch::Sender<Option<String>>,
+) -> Result<(), Status> {
+    let channel = connector.channel(address).map_err(|e| Status::unavailable(e.to_string()))?;
+    let mut client = DispatcherClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let request = SessionRequest { description: Some(owner.description()), generation: owner.generation() };
+    let opened = async {
+        let mut messages = client.session(request).await?.into_inner();
+        match messages.message().await? {
+            Some(SessionMessage { kind: Some(Kind::Registered(registered)) }) => Ok((registered, messages)),
+            _ => Err(Status::internal("the manager opened the session with something else than a registration")),
+        }
+    };
+    let (registered, messages) = tokio::time::timeout(OPEN_WITHIN, opened)
+        .await
+        .map_err(|_| Status::deadline_exceeded("the manager did not open a session within 3 s"))??;
+    tracing::info!(manager.address = address, session.id = registered.session_id, "session open");
+    connected.send_replace(Some(address.to_owned()));
+    owner.statuses().retell();
+    let heartbeat = skep_proto::time::duration(registered.heartbeat_ns).max(Duration::from_millis(100));
+    let ended = tokio::select! {
+        ended = listen(owner, messages, &client) => ended,
+        ended = tell(owner, client.clone(), &registered.session_id, heartbeat) => ended,
+    };
+    tracing::info!(manager.address = address, why = ended.message(), "session ended");
+    Ok(())
+}
+
+/// Takes in what the manager says, until the stream ends.
+async fn listen<O: Owner>(
+    owner: &O,
+    mut messages: Streaming<SessionMessage>,
+    client: &DispatcherClient<Channel>,
+) -> Status {
+    // Each log stream is owned by this session and ends with it.
+    let mut streams: HashMap<String, tokio_util::task::AbortOnDropHandle<()>> = HashMap::new();
+    loop {
+        let message = match messages.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return Status::unavailable("the manager closed the session"),
+            Err(status) => return status,
+        };
+        match message.kind {
+            Some(Kind::Assignment(change)) => {
+                if let Err(status) = owner.assign(change) {
+                    return status;
+                }
+            }
+            Some(Kind::Managers(list)) => owner.managers(list.addresses),
+            Some(Kind::Logs(subscription)) => {
+                streams.retain(|_, task| !task.is_finished());
+                if streams.len() >= logs::MAX_STREAMS {
+                    tracing::warn!(streams = streams.len(), "too many log streams; one more is refused");
+                    continue;
+                }
+                let id = subscription.id.clone();
+                let task = tokio::spawn(logs::publish(owner.logs(), client.clone(), subscription));
+                streams.insert(id, tokio_util::task::AbortOnDropHandle::new(task));
+            }
+            Some(Kind::CloseLogSubscriptionId(id)) => drop(streams.remove(&id)),
+            Some(Kind::Registered(_)) | None => {}
+        }
+    }
+}
+
+/// Tells the manager what happened, at once when there is news and with every heartbeat.
+async fn tell<O: Owner>(
+    owner: &O,
+    mut client: DispatcherClient<Channel>,
+    session_id: &str,
+    heartbeat: Duration,
+) -> Status {
+    let mut news = owner.statuses().news();
+    let mut applied = owner.applied();
+    loop {
+        news.borrow_and_update();
+        let statuses = owner.statuses().take(REPORT_SIZE);
+        let more = statuses.len() == REPORT_SIZE;
+        let report = ReportRequest {
+            session_id: session_id.to_owned(),
+            statuses,
+            applied_generation: *applied.borrow_and_update(),
+        };
+        let within = REPORT_WITHIN.max(heartbeat * 9 / 10);
+        match tokio::time::timeout(within, client.report(report)).await {
+            Ok(Ok(_)) => {}
+            // What was not heard is told again to the next manager: a new session retells everything.
+            Ok(Err(status)) => return status,
+            Err(_) => return Status::deadline_exceeded("the manager did not answer a heartbeat in time"),
+        }
+        if more {
+            continue;
+        }
+        tokio::select! {
+            _ = news.changed() => tokio::time::sleep(GATHER).await,
+            _ = applied.changed() => {}
+            () = tokio::time::sleep(heartbeat) => {}
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! One supervisor per task: asks `skep-task` (pure) what comes next, lets the [`Hands`] do it, notes the outcome.
+//!
+//! A supervisor ends when its task is gone, or when the daemon stops; then the container runs on, and the next daemon's
+//! supervisor finds it. Decides nothing itself.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use skep_proto::time::unix_ns;
+use skep_proto::v1::assignment::Kind;
+use skep_proto::v1::{ContainerStatus, TaskAssignment, TaskState, TaskStatus};
+use skep_task::{Command, Container, Desired, Exit, Facts, Failure, Next, Sandbox, next};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::assignments::Assignments;
+use crate::statuses::Statuses;
+
+/// First pause after taking something down has failed; doubles up to [`RETRY_MAX`].
+const RETRY: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// What a supervisor needs done. Every call may be repeated; none blocks for ever.
+pub(crate) trait Hands: Send + Sync + 'static {
+    /// What is there already of a task.
+    fn find(&self, task_id: &str) -> impl Future<Output = (Facts, i32)> + Send;
+    /// The image is on this node.
+    fn ensure_image(&self, task: &TaskAssignment) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// The network namespace exists.
+    fn open_sandbox(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// The wires are plugged in.
+    fn await_networks(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// The container exists.
+    fn create(&self, task: &TaskAssignment) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Its process runs; returns the process id.
+    fn start(&self, task_id: &str) -> impl Future<Output = Result<i32, Failure>> + Send;
+    /// Its process has ended.
+    fn wait(&self, task_id: &str) -> impl Future<Output = Result<Exit, Failure>> + Send;
+    /// Its process was told to end and has ended.
+    fn stop(&self, task: &TaskAssignment) -> impl Future<Output = Result<Exit, Failure>> + Send;
+    /// The network namespace is gone.
+    fn close_sandbox(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// The container is gone.
+    fn remove(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// Tasks of which something is left on this node.
+    fn leftovers(&self) -> impl Future<Output = Vec<String>> + Send;
+}
+
+/// What is wanted of one task.
+#[derive(Debug, Clone)]
+struct Wish {
+    desired: Desired,
+    assignment: Arc<TaskAssignment>,
+}
+
+/// All supervisors of this node.
+pub(crate) struct Supervisors<H> {
+    hands: Arc<H>,
+    statuses: Arc<Statuses>,
+    wishes: Arc<Mutex<HashMap<String, watch::Sender<Wish>>>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl<H: Hands> Supervisors<H> {
+    pub(crate) fn new(hands: Arc<H>, statuses: Arc<Statuses>, stop: CancellationToken) -> Self {
+        Self { hands, statuses, wishes: Arc::default(), tasks: TaskTracker::new(), stop }
+    }
+
+    /// Brings the supervisors in line with the assignments: new tasks get one, known ones the new wish, and what is
+    /// assigned no more is to be gone.
+    pub(crate) fn reconcile(&self, assignments: &Assignments) {
+        let assigned: HashMap<&str, &TaskAssignment> = assignments
+            .kinds()
+            .filter_map(|kind| match kind {
+                Kind::Task(task) => task.task.as_ref().map(|t| (t.id.as_str(), task)),
+                _ => None,
+            })
+            .collect();
+        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, sender) in wishes.iter() {
+            if !assigned.contains_key(id.as_str()) {
+                sender.send_if_modified(|wish| {
+                    let news = wish.desired != Desired::Gone;
+                    wish.desired = Desired::Gone;
+                    news
+                });
+            }
+        }
+        for (id, assignment) in assigned {
+            let desired = assignment.task.as_ref().map_or(Desired::Gone, |t| Desired::from_state(t.desired_state()));
+            match wishes.get(id) {
+                Some(sender) => {
+                    sender.send_if_modified(|wish| {
+                        // A wish never goes back.
+                        let news = desired > wish.desired;
+                        wish.desired = wish.desired.max(desired);
+                        news
+                    });
+                }
+                None => self.hire(&mut wishes, id, Wish { desired, assignment: Arc::new(assignment.clone()) }),
+            }
+        }
+    }
+
+    /// Takes charge of what an earlier daemon left and nobody assigns any more, so that it goes.
+    pub(crate) async fn adopt_leftovers(&self) {
+        for id in self.hands.leftovers().await {
+            let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+            if !wishes.contains_key(&id) {
+                tracing::info!(task.id = id, "container of a task that is assigned no more: removing it");
+                self.hire(&mut wishes, &id, Wish { desired: Desired::Gone, assignment: Arc::default() });
+            }
+        }
+    }
+
+    /// Whether no task is left.
+    pub(crate) fn idle(&self) -> bool {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Waits until every supervisor has put down what it holds, or the deadline has passed.
+    pub(crate) async fn drain(&self, deadline: Duration) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "supervisors did not finish in time");
+        }
+    }
+
+    fn hire(&self, wishes: &mut HashMap<String, watch::Sender<Wish>>, id: &str, wish: Wish) {
+        let (sender, receiver) = watch::channel(wish);
+        wishes.insert(id.to_owned(), sender);
+        let (hands, statuses, stop) = (Arc::clone(&self.hands), Arc::clone(&self.statuses), self.stop.clone());
+        let (id, registry) = (id.to_owned(), Arc::clone(&self.wishes));
+        self.tasks.spawn(async move {
+            let supervisor = Supervisor { id: &id, hands: hands.as_ref(), statuses: &statuses, stop: &stop };
+            if supervisor.run(receiver).await == Ended::Gone {
+                statuses.forget(&id);
+                registry.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            }
+        });
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Gone,
+    DaemonStops,
+}
+
+/// The supervisor of one task.
+struct Supervisor<'a, H> {
+    id: &'a str,
+    hands: &'a H,
+    statuses: &'a Statuses,
+    stop: &'a CancellationToken,
+}
+
+impl<H: Hands> Supervisor<'_, H> {
+    async fn run(&self, mut wishes: watch::Receiver<Wish>) -> Ended {
+        let (mut facts, mut pid) = self.hands.find(self.id).await;
+        let mut pause = RETRY;
+        loop {
+            let wish = wishes.borrow_and_update().clone();
+            let Next { state, command } = next(wish.desired, &facts);
+            if wish.desired != Desired::Gone {
+                self.statuses.set(self.id, status(self.id, state, &facts, pid));
+            }
+            match command {
+                Command::Forget => return Ended::Gone,
+                Command::Rest => {
+                    tokio::select! {
+                        changed = wishes.changed() => if changed.is_err() { return Ended::DaemonStops },
+                        () = self.stop.cancelled() => return Ended::DaemonStops,
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            // Waiting gives way to a new wish and to the end of the daemon; doing is finished first.
+            let waits = matches!(command, Command::EnsureImage | Command::AwaitNetworks | Command::AwaitExit);
+            let outcome = tokio::select! {
+                outcome = self.carry_out(command, &wish.assignment, &mut facts, &mut pid) => outcome,
+                changed = wishes.changed(), if waits => if changed.is_err() { return Ended::DaemonStops } else { continue },
+                () = self.stop.cancelled(), if waits => return Ended::DaemonStops,
+            };
+            match outcome {
+                Ok(()) => pause = RETRY,
+                Err(failure) if takes_down(command) => {
+                    tracing::warn!(task.id = self.id, command = ?command, error = failure.message, "taking down failed; trying again");
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.stop.cancelled() => return Ended::DaemonStops,
+                    }
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                Err(failure) => {
+                    tracing::info!(task.id = self.id, command = ?command, error = failure.message, "task failed");
+                    facts.failure = Some(failure);
+                }
+            }
+            if self.stop.is_cancelled() {
+                return Ended::DaemonStops;
+            }
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        command: Command,
+        task: &TaskAssignment,
+        facts: &mut Facts,
+        pid: &mut i32,
+    ) -> Result<(), Failure> {
+        let hands = self.hands;
+        match command {
+            Command::EnsureImage => {
+                hands.ensure_image(task).await?;
+                facts.image = true;
+            }
+            Command::OpenSandbox => {
+                hands.open_sandbox(self.id).await?;
+                facts.sandbox = Sandbox::Open;
+            }
+            Command::AwaitNetworks => {
+                hands.await_networks(self.id).await?;
+                facts.sandbox = Sandbox::Attached;
+            }
+            Command::CreateContainer => {
+                hands.create(task).await?;
+                facts.container = Container::Created;
+            }
+            Command::StartContainer => {
+                *pid = hands.start(self.id).await?;
+                facts.container = Container::Running;
+            }
+            Command::AwaitExit => facts.container = Container::Exited(hands.wait(self.id).await?),
+            Command::StopContainer => {
+                facts.stop_sent = true;
+                facts.container = Container::Exited(hands.stop(task).await?);
+            }
+            Command::CloseSandbox => {
+                hands.close_sandbox(self.id).await?;
+                facts.sandbox = Sandbox::Closed;
+            }
+            Command::RemoveContainer => {
+                hands.remove(self.id).await?;
+                facts.container = Container::Absent;
+            }
+            Command::Rest | Command::Forget => {}
+        }
+        Ok(())
+    }
+}
+
+/// Commands that are repeated until they succeed: giving up would leave something behind.
+fn takes_down(command: Command) -> bool {
+    matches!(
+        command,
+        Command::AwaitExit | Command::StopContainer | Command::CloseSandbox | Command::RemoveContainer
+    )
+}
+
+fn status(id: &str, state: TaskState, facts: &Facts, pid: i32) -> TaskStatus {
+    let (code, oom_killed) = match &facts.container {
+        Container::Exited(exit) => (exit.code, exit.oom_killed),
+        _ => (0, false),
+    };
+    let error = match (&facts.failure, state) {
+        (Some(failure), _) => failure.message.clone(),
+        (None, TaskState::Failed) if oom_killed => format!("task: out of memory; non-zero exit ({code})"),
+        (None, TaskState::Failed) => format!("task: non-zero exit ({code})"),
+        _ => String::new(),
+    };
+    let made = !matches!(facts.container, Container::Absent);
+    TaskStatus {
+        at_ns: unix_ns(SystemTime::now()),
+        state: state.into(),
+        message: message(state).to_owned(),
+        error,
+        container: made.then(|| ContainerStatus { container_id: id.to_owned(), pid, exit_code: code, oom_killed }),
+    }
+}
+
+/// The words that `service ps` users know.
+fn message(state: TaskState) -> &'static str {
+    match state {
+        TaskState::Preparing => "preparing",
+        TaskState::Ready => "prepared",
+        TaskState::Running | TaskState::Failed => "started",
+        TaskState::Complete => "finished",
+        TaskState::Shutdown => "shutdown",
+        other => other.word(),
+    }
+}
