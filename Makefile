@@ -1,0 +1,120 @@
+# What one does with a checkout. `make` alone lists the targets.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+
+# cargo may be installed and its directory not on the PATH yet.
+CARGO ?= $(shell command -v cargo 2>/dev/null || echo "$$HOME/.cargo/bin/cargo")
+ARCH  := $(shell uname -m)
+
+# Naming the target keeps the flags below from build scripts and macros, which can't be linked statically.
+TRIPLE := $(ARCH)-unknown-linux-gnu
+STATIC := -C target-feature=+crt-static
+BUILT   = $(or $(CARGO_TARGET_DIR),target)/$(TRIPLE)/release
+
+export LIBSECCOMP_LINK_TYPE := static
+export LIBSECCOMP_LIB_PATH  := /usr/lib/$(ARCH)-linux-gnu
+
+# Debian and Ubuntu packages.
+BUILD_PACKAGES := ca-certificates curl gcc libc6-dev libseccomp-dev make pkg-config
+TEST_PACKAGES  := busybox-static docker-registry git iproute2 nftables procps strace tcpdump
+# Another package of Docker would be removed for Debian's.
+TEST_PACKAGES  += $(if $(shell command -v dockerd),,docker.io)
+
+.PHONY: help setup-build setup-test build demo test verify bench install uninstall clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# $(1): packages. Installs those that are missing, and says so first.
+define install-missing
+	@missing=; for package in $(1); do \
+		dpkg-query -W -f '$${Status}' "$$package" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		if ! command -v apt-get >/dev/null; then \
+			echo "this is neither Debian nor Ubuntu: install what these packages hold, then go on:$$missing" >&2; exit 1; \
+		elif [ "$$(id -u)" -ne 0 ]; then \
+			echo "as root: apt-get install --no-install-recommends$$missing" >&2; exit 1; \
+		fi; \
+		echo "installing:$$missing"; \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
+
+setup-build: ## install what building needs and is missing
+	$(call install-missing,$(BUILD_PACKAGES))
+	@if ! command -v "$(CARGO)" >/dev/null; then \
+		install="curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --default-toolchain none"; \
+		if [ "$(RUSTUP)" = yes ]; then \
+			echo "installing rustup"; eval "$$install"; \
+		else \
+			echo "Rust is missing. Install it with" >&2; \
+			echo "    $$install" >&2; \
+			echo "or say \`make RUSTUP=yes ...\` to have that done; the toolchain itself is fetched by the first build." >&2; \
+			exit 1; \
+		fi; \
+	fi
+	@wanted=$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml); \
+	found=$$("$(CARGO)" --version | cut -d ' ' -f 2); \
+	if [ "$$(printf '%s\n' "$$wanted" "$$found" | sort -V | head -n 1)" != "$$wanted" ]; then \
+		echo "$(CARGO) is version $$found and $$wanted is needed: install rustup (https://rustup.rs), which fetches it" >&2; \
+		exit 1; \
+	fi
+
+setup-test: setup-build ## install what the tests need and is missing
+	$(call install-missing,$(TEST_PACKAGES))
+
+build: setup-build ## build the static binary: target/skep, and the demo image: target/whoami.tar
+	RUSTFLAGS="$(STATIC)" "$(CARGO)" build --release --locked --target $(TRIPLE) -p skep -p skep-whoami -p skep-image
+	@mkdir -p target
+	@# Renamed into place: a running binary can't be written to.
+	@install -m 755 "$(BUILT)/skep" target/skep.new && mv -f target/skep.new target/skep
+	@if ldd target/skep 2>/dev/null | grep -q '=>'; then echo "target/skep is not static" >&2; exit 1; fi
+	@"$(BUILT)/skep-image-pack" "$(BUILT)/whoami" whoami:latest target/whoami.tar 80/tcp >/dev/null
+	@ls -l target/skep target/whoami.tar | awk '{ printf "%s: %.1f MB\n", $$NF, $$5 / 1e6 }'
+
+demo: build ## a cluster of three nodes on this machine, shown at work and taken down again (root)
+	./target/skep lab demo
+
+test: setup-test build ## run every test (root, for those that make namespaces and containers)
+	@if "$(CARGO)" nextest --version >/dev/null 2>&1; then \
+		"$(CARGO)" nextest run --workspace --locked --no-fail-fast && "$(CARGO)" test --workspace --locked --doc --quiet; \
+	else \
+		"$(CARGO)" test --workspace --locked --no-fail-fast; \
+	fi
+
+verify: setup-build ## format, tidy, clippy with warnings as errors, documentation
+	"$(CARGO)" xtask verify
+
+bench: setup-test build ## measure, side by side with Docker Swarm; the results go to docs/benchmarks.md (root)
+	"$(CARGO)" bench --locked -p skep-tests
+
+install: ## put the built binary, its unit and its completions in place: PREFIX, DESTDIR
+	@[ -x target/skep ] || { echo "there is no target/skep: run \`make build\` first" >&2; exit 1; }
+	install -D -m 755 target/skep "$(DESTDIR)$(PREFIX)/bin/skep.new"
+	mv -f "$(DESTDIR)$(PREFIX)/bin/skep.new" "$(DESTDIR)$(PREFIX)/bin/skep"
+	install -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PREFIX)/share/bash-completion/completions" \
+		"$(DESTDIR)$(PREFIX)/share/zsh/site-functions" "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d"
+	sed 's|/usr/local/bin/skep|$(PREFIX)/bin/skep|' deploy/systemd/skep.service > "$(DESTDIR)$(UNITDIR)/skep.service"
+	target/skep completion bash > "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skep"
+	target/skep completion zsh > "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skep"
+	target/skep completion fish > "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skep.fish"
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
+		systemctl daemon-reload; echo "start it with: systemctl enable --now skep"; \
+	fi
+
+uninstall: ## remove what install put in place; data and settings stay
+	rm -f "$(DESTDIR)$(PREFIX)/bin/skep" "$(DESTDIR)$(UNITDIR)/skep.service" \
+		"$(DESTDIR)$(PREFIX)/share/bash-completion/completions/skep" \
+		"$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_skep" \
+		"$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/skep.fish"
+
+clean: ## remove everything that was built
+	"$(CARGO)" clean
+	rm -rf target

@@ -1,0 +1,158 @@
+//! `skep lab`: clusters of many nodes on one machine. The lab itself is `skep-deploy`'s; here are its words.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use skep_deploy::lab::{Lab, Plan, demo, machine};
+
+use crate::output;
+
+/// What can be done with labs.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Args {
+    /// Make a lab: nodes in namespaces on a virtual switch, with a swarm
+    Up {
+        #[command(flatten)]
+        lab: Name,
+        /// Number of nodes
+        #[arg(long, default_value_t = 3)]
+        nodes: usize,
+        /// How many of them are managers [default: 3, or all if there are fewer]
+        #[arg(long)]
+        managers: Option<usize>,
+        /// Start the daemons only; make no swarm
+        #[arg(long)]
+        no_swarm: bool,
+    },
+    /// Show the nodes of a lab
+    Status {
+        #[command(flatten)]
+        lab: Name,
+        /// table or json
+        #[arg(long, default_value = "table")]
+        format: String,
+    },
+    /// Run a command on a machine of a lab (n1, n2, … or outside), told where its daemon is
+    Exec {
+        #[command(flatten)]
+        lab: Name,
+        /// The machine
+        node: String,
+        /// Command and arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Pull the plug of a node: everything on it ends at once
+    Kill {
+        #[command(flatten)]
+        lab: Name,
+        /// The node
+        node: String,
+        /// Kill its daemon only
+        #[arg(long)]
+        daemon: bool,
+    },
+    /// Start a node that is off; one that is on loses its daemon and gets a new one
+    Restart {
+        #[command(flatten)]
+        lab: Name,
+        /// The node
+        node: String,
+    },
+    /// Cut the network between groups of machines, for instance: n1,n2 n3
+    Partition {
+        #[command(flatten)]
+        lab: Name,
+        /// Groups; machines that are named nowhere stay with the first
+        #[arg(required = true)]
+        groups: Vec<String>,
+    },
+    /// Undo every partition
+    Heal {
+        #[command(flatten)]
+        lab: Name,
+    },
+    /// Take a lab down and leave nothing
+    Down {
+        #[command(flatten)]
+        lab: Name,
+    },
+    /// Show what Skep does, on a lab of its own, in a minute
+    Demo {
+        /// Number of nodes
+        #[arg(long, default_value_t = 3)]
+        nodes: usize,
+        /// Archive of the whoami image [default: whoami.tar beside this program]
+        #[arg(long, value_name = "FILE")]
+        image: Option<PathBuf>,
+    },
+}
+
+/// Which lab.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Name {
+    /// Name of the lab
+    #[arg(long = "name", env = "SKEP_LAB", default_value = "lab")]
+    name: String,
+}
+
+/// Does it.
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    match args {
+        Args::Up { lab, nodes, managers, no_swarm } => {
+            let managers = managers.unwrap_or(nodes.min(3));
+            let plan = Plan { name: lab.name.clone(), nodes, managers, swarm: !no_swarm };
+            let made = Lab::up(&plan, &std::env::current_exe()?)?;
+            show(&made)?;
+            output::note(format!("\nA node's daemon: skep lab exec --name {} n1 -- skep node ls", lab.name));
+        }
+        Args::Status { lab, format } => {
+            let lab = Lab::open(&lab.name)?;
+            match format.as_str() {
+                "json" => println!("{}", serde_json::to_string_pretty(&serde_json::to_value(lab.status()?)?)?),
+                "table" => show(&lab)?,
+                other => bail!("format {other:?}: use table or json"),
+            }
+        }
+        Args::Exec { lab, node, command } => return exec(&lab.name, &node, &command),
+        Args::Kill { lab, node, daemon: true } => Lab::open(&lab.name)?.kill_daemon(&node)?,
+        Args::Kill { lab, node, daemon: false } => Lab::open(&lab.name)?.kill(&node)?,
+        Args::Restart { lab, node } => Lab::open(&lab.name)?.restart(&node)?,
+        Args::Partition { lab, groups } => Lab::open(&lab.name)?.partition(&groups)?,
+        Args::Heal { lab } => Lab::open(&lab.name)?.heal()?,
+        Args::Down { lab } => Lab::down(&lab.name)?,
+        Args::Demo { nodes, image } => {
+            let exe = std::env::current_exe()?;
+            let image = image.unwrap_or_else(|| exe.with_file_name("whoami.tar"));
+            demo::run(&exe, &image, "demo", nodes, &mut |line| println!("{line}"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn exec(name: &str, node: &str, command: &[String]) -> Result<ExitCode> {
+    let (program, args) = command.split_first().context("give a command")?;
+    // `skep` on a machine is this very program, wherever it lies.
+    let program = if program == "skep" { std::env::current_exe()?.to_string_lossy().into_owned() } else { program.clone() };
+    let status = Lab::open(name)?.exec(node, &program)?.args(args).status()?;
+    Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)))
+}
+
+fn show(lab: &Lab) -> Result<()> {
+    println!("{:<6} {:<16} {:<9} {:<12} SOCKET", "NAME", "ADDRESS", "ROLE", "STATE");
+    for node in lab.status()? {
+        println!("{:<6} {:<16} {:<9} {:<12} {}", node.name, node.address, node.role, node.state, node.socket.display());
+    }
+    Ok(())
+}
+
+/// The helper processes of a lab; `None` when the arguments ask for none. Called before any thread exists.
+pub(crate) fn helper(args: &[String]) -> Option<Result<u8>> {
+    let (verb, rest) = args.split_first()?;
+    match verb.as_str() {
+        machine::INIT => Some(machine::init_main(rest).map(|()| 0)),
+        machine::ENTER => Some(machine::enter_main(rest)),
+        _ => None,
+    }
+}

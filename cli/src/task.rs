@@ -1,0 +1,173 @@
+//! Tasks as `service ps` and `node ps` list them, and the times that log and event flags name.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::client::{Client, escape, filters};
+use crate::node::title;
+use crate::output::{List, ListArgs};
+use crate::value::At;
+use crate::{human, parse};
+
+/// Flags of `ps`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct PsArgs {
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+    /// Do not map IDs to Names
+    #[arg(long)]
+    pub(crate) no_resolve: bool,
+}
+
+/// Names for ids, each asked for once.
+pub(crate) struct Names<'a> {
+    client: &'a Client,
+    known: BTreeMap<String, String>,
+    resolve: bool,
+}
+
+impl<'a> Names<'a> {
+    /// A resolver; with `resolve` off ids stay ids.
+    pub(crate) fn new(client: &'a Client, resolve: bool) -> Self {
+        Self { client, known: BTreeMap::new(), resolve }
+    }
+
+    /// The host name of a node.
+    pub(crate) async fn node(&mut self, id: &str) -> String {
+        self.name("/nodes", id, "Description.Hostname").await
+    }
+
+    /// The name of a service.
+    pub(crate) async fn service(&mut self, id: &str) -> String {
+        self.name("/services", id, "Spec.Name").await
+    }
+
+    async fn name(&mut self, kind: &str, id: &str, path: &str) -> String {
+        if id.is_empty() || !self.resolve {
+            return id.to_owned();
+        }
+        if let Some(name) = self.known.get(id) {
+            return name.clone();
+        }
+        // What has gone is shown by its id.
+        let found = self.client.get(&format!("{kind}/{}", escape(id)), &[]).await;
+        let name = found.ok().map(|v| v.text(path).to_owned()).filter(|n| !n.is_empty());
+        let name = name.unwrap_or_else(|| id.to_owned());
+        self.known.insert(id.to_owned(), name.clone());
+        name
+    }
+}
+
+/// Lists the tasks that fit, newest of each slot first.
+pub(crate) async fn print(client: &Client, args: &PsArgs, wanted: &[String]) -> Result<()> {
+    let wanted = filters(wanted)?;
+    let tasks = client.get("/tasks", &[("filters", &wanted)]).await?;
+    let mut tasks: Vec<Value> = tasks.as_array().cloned().unwrap_or_default();
+    let created = |task: &Value| task.text("CreatedAt").to_owned();
+    tasks.sort_by(|a, b| slot(a).cmp(&slot(b)).then_with(|| created(b).cmp(&created(a))));
+    let mut names = Names::new(client, !args.no_resolve);
+    let (mut rows, mut last) = (Vec::new(), None);
+    for task in &tasks {
+        let again = last.as_ref() == Some(&slot(task));
+        last = Some(slot(task));
+        let service = names.service(task.text("ServiceID")).await;
+        let node = names.node(task.text("NodeID")).await;
+        rows.push(row(task, &service, &node, again, args));
+    }
+    let list = List {
+        headers: &[
+            ("ID", "ID"),
+            ("Name", "NAME"),
+            ("Image", "IMAGE"),
+            ("Node", "NODE"),
+            ("DesiredState", "DESIRED STATE"),
+            ("CurrentState", "CURRENT STATE"),
+            ("Error", "ERROR"),
+            ("Ports", "PORTS"),
+        ],
+        table: &["ID", "Name", "Image", "Node", "DesiredState", "CurrentState", "Error", "Ports"],
+        rows,
+    };
+    list.print(&args.list, "ID")
+}
+
+/// What a task is one attempt of: a slot, or for a global service its node.
+fn slot(task: &Value) -> (String, i64, String) {
+    let slot = task.number("Slot");
+    let node = if slot == 0 { task.text("NodeID").to_owned() } else { String::new() };
+    (task.text("ServiceID").to_owned(), slot, node)
+}
+
+/// `web.1`, or for a task of a global service `web.<node>`.
+pub(crate) fn name(task: &Value, service: &str) -> String {
+    match task.number("Slot") {
+        0 => format!("{service}.{}", task.text("NodeID")),
+        slot => format!("{service}.{slot}"),
+    }
+}
+
+fn row(task: &Value, service: &str, node: &str, again: bool, args: &PsArgs) -> Value {
+    let full = args.list.no_trunc;
+    let id = task.text("ID");
+    let mut name = name(task, service);
+    if again && args.list.format.is_none() {
+        name = format!(" \\_ {name}");
+    }
+    let state = task.text("Status.State");
+    let error = task.text("Status.Err");
+    let error = match (error.is_empty(), full) {
+        (true, _) => String::new(),
+        (false, true) => format!("\"{error}\""),
+        (false, false) => format!("\"{}\"", human::ellipsis(error, 30)),
+    };
+    let ports: Vec<String> = task
+        .list("Status.PortStatus.Ports")
+        .iter()
+        .map(|p| format!("*:{}->{}/{}", p.number("PublishedPort"), p.number("TargetPort"), p.text("Protocol")))
+        .collect();
+    let image = task.text("Spec.ContainerSpec.Image");
+    let image = if full { image } else { image.split_once('@').map_or(image, |(name, _)| name) };
+    json!({
+        "ID": if full || args.list.quiet { id } else { human::short_id(id) }, "Name": name, "Image": image,
+        "Node": node, "DesiredState": title(task.text("DesiredState")),
+        "CurrentState": format!("{} {}", title(state), human::ago(task.at("Status.Timestamp")).to_lowercase()),
+        "Error": error, "Ports": ports.join(","),
+    })
+}
+
+/// A `--since` or `--until` for the API: a time as it is, an age as the moment so long ago; Unix seconds.
+pub(crate) fn moment(text: &str) -> Result<String> {
+    if text.is_empty() || text.parse::<f64>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(seconds(time.as_nanosecond()));
+    }
+    let age = parse::duration(text)
+        .with_context(|| format!("{text:?} is neither a time (RFC 3339 or Unix seconds) nor an age (10m)"))?;
+    let now = Timestamp::try_from(SystemTime::now())?;
+    Ok(seconds(now.as_nanosecond() - i128::from(age)))
+}
+
+fn seconds(ns: i128) -> String {
+    format!("{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn moments_are_times_or_ages() {
+        assert_eq!(moment("").unwrap(), "");
+        assert_eq!(moment("1700000000").unwrap(), "1700000000");
+        assert_eq!(moment("2023-11-14T22:13:20.5Z").unwrap(), "1700000000.500000000");
+        assert!(moment("10m").unwrap().parse::<f64>().unwrap() > 1.7e9);
+        assert!(moment("yesterday").is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! The `skep` program against a node in memory: what users type, what they see, what it exits with.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "../../daemon/tests/api_fake/mod.rs"]
+mod api_fake;
+
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_daemon::api::{follow_cluster, serve};
+use tokio::net::UnixListener;
+
+/// A command that waits for a service waits five seconds for it to stay up.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Node {
+    dir: tempfile::TempDir,
+    host: String,
+    fake: Arc<api_fake::Fake>,
+}
+
+struct Seen {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Node {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (api, fake) = api_fake::api();
+        tokio::spawn(follow_cluster(api.clone()));
+        tokio::spawn(serve(api, listener));
+        Self { host: format!("unix://{}", path.display()), dir, fake }
+    }
+
+    fn file(&self, name: &str, content: &str) -> String {
+        let path: PathBuf = self.dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    }
+
+    async fn skep(&self, line: &str) -> Seen {
+        self.args(&line.split_whitespace().collect::<Vec<_>>()).await
+    }
+
+    async fn args(&self, args: &[&str]) -> Seen {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_skep"));
+        command.args(args).env_remove("SKEP_HOST").env("DOCKER_HOST", &self.host);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(DEADLINE, command.output()).await;
+        let Output { status, stdout, stderr } = output.unwrap_or_else(|_| panic!("{args:?} does not end")).unwrap();
+        Seen {
+            code: status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&stdout).into_owned(),
+            err: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    }
+
+    async fn ok(&self, line: &str) -> String {
+        let seen = self.skep(line).await;
+        assert_eq!(seen.code, 0, "{line}: {}{}", seen.out, seen.err);
+        seen.out
+    }
+
+    async fn fails(&self, line: &str, part: &str) {
+        let seen = self.skep(line).await;
+        assert_eq!(seen.code, 1, "{line}: {}{}", seen.out, seen.err);
+        assert!(seen.err.starts_with("Error: ") && seen.err.contains(part), "{line}: {}", seen.err);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swarm_and_a_service_from_the_first_command_on() {
+    let node = Node::start();
+    node.fails("node ls", "This node is not a swarm manager").await;
+    assert!(node.ok("swarm init").await.contains("skep swarm join --token SWMTKN-1-a-w 10.9.8.7:2377"));
+    node.fails("swarm init", "already part of a swarm").await;
+    let nodes = node.ok("node ls").await;
+    assert!(nodes.starts_with("ID                            HOSTNAME   STATUS    AVAILABILITY   MANAGER STATUS"), "{nodes}");
+    assert!(nodes.contains(" *   fake       Ready     Active         Leader"), "{nodes}");
+
+    let created = node.ok("service create --name web --replicas 3 -p 8080:80 busybox sleep 100").await;
+    for part in ["overall progress: 3 out of 3 tasks\n", "verify: Service converged\n"] {
+        assert!(created.contains(part), "{created}");
+    }
+    let listed = node.ok("service ls").await;
+    assert!(listed.contains("web       replicated   3/3        busybox:latest   *:8080->80/tcp"), "{listed}");
+    assert_eq!(node.ok("service ls -q").await.trim().len(), 25);
+    assert_eq!(node.args(&["service", "ls", "--format", "{{.Name}} {{.Mode}}"]).await.out, "web replicated\n");
+    assert_eq!(node.ok("service ps web").await.matches("Running").count(), 6);
+    assert!(node.ok("service inspect --pretty web").await.contains(" Replicas:\t3"));
+    assert_eq!(node.ok("service scale -d web=5").await, "web scaled to 5\n");
+    node.fails("service scale web=x", "invalid replicas value").await;
+    node.fails("service scale nope=1", "nope").await;
+
+    node.ok("service update -d --env-add A=1 --env-add B=2 --label-add x=y --limit-memory 64M web").await;
+    node.ok("service update -d --env-rm A --publish-rm 80 web").await;
+    let spec = node.args(&["service", "inspect", "web", "--format", "{{json .Spec}}"]).await.out;
+    assert!(spec.contains(r#""Env":["B=2"]"#) && spec.contains("67108864") && !spec.contains("8080"), "{spec}");
+    node.ok("service rollback -d web").await;
+    assert!(node.ok("service inspect web").await.contains("A=1"));
+    node.fails("service create -d --name web busybox", "name conflicts").await;
+
+    let logs = node.ok("service logs --no-task-ids web").await;
+    assert!(logs.contains("web.1@fake    | hello\n"), "{logs}");
+    assert_eq!(node.skep("service rm web nope").await.out, "web\n");
+    node.fails("service rm web", "service web not found").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_other_verbs() {
+    let node = Node::start();
+    node.ok("swarm init").await;
+    assert!(node.ok("swarm join-token -q manager").await.starts_with("SWMTKN-1-"));
+    assert_ne!(node.ok("swarm join-token -q worker").await, node.ok("swarm join-token --rotate -q worker").await);
+    node.ok("network create --subnet 10.9.0.0/24 back").await;
+    assert!(node.ok("network ls").await.contains("back            overlay   swarm"));
+    node.ok("network rm back").await;
+    node.fails("network rm back", "network back not found").await;
+    node.fails("network create -d bridge x", "Driver").await;
+    let content = node.file("content", "secret words");
+    for kind in ["secret", "config"] {
+        node.ok(&format!("{kind} create thing {content}")).await;
+        assert!(node.ok(&format!("{kind} ls")).await.contains("thing"));
+    }
+    node.ok("service create -d --name s --secret thing --config source=thing,target=/etc/x busybox").await;
+    assert!(node.ok("service inspect s").await.contains("/etc/x"));
+    node.fails("service create -d --secret absent busybox", "absent").await;
+    node.ok("node update --label-add a=b --availability drain fake").await;
+    assert!(node.ok("node inspect --pretty self").await.contains(" - a=b"));
+    assert!(node.ok("info").await.contains("Is Manager: true"));
+    assert!(node.ok("version").await.contains("API version"));
+    let archive = node.file("a.tar", "archive");
+    assert!(node.ok(&format!("image load -i {archive}")).await.starts_with("Loaded image: "));
+    assert!(node.ok("image ls").await.contains("1.23MB"));
+    let saved = node.file("saved", "");
+    node.ok(&format!("image save -o {saved} loaded")).await;
+    assert_eq!(std::fs::read_to_string(saved).unwrap(), "loaded");
+    node.fake.add_container("web.1.x");
+    assert!(node.ok("ps").await.contains("Up About a minute"));
+    let logs = node.skep("logs web.1.x").await;
+    assert_eq!((logs.out.as_str(), logs.err.as_str()), ("hello\n", "trouble\n"));
+    assert!(node.ok("events --since 10m --until 0s").await.contains("network create"));
+    node.fails("swarm leave", "participating as a manager").await;
+    assert_eq!(node.ok("swarm leave --force").await, "Node left the swarm.\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_line_that_makes_no_sense_is_125_and_no_daemon_is_1() {
+    let node = Node::start();
+    for line in ["frobnicate", "service create", "service create --bogus x", "service"] {
+        let seen = node.skep(line).await;
+        assert!(matches!(seen.code, 125) || line == "service", "{line}: {}", seen.code);
+    }
+    assert_eq!(node.skep("--help").await.code, 0);
+    for line in [
+        "-H unix:///nowhere/at/all.sock info",
+        "-H ssh://x info",
+        "service create -d -p 0:80 busybox",
+        "service create -d --limit-memory much busybox",
+        "service ls --filter x",
+    ] {
+        node.fails(line, "").await;
+    }
+    let down = node.skep("-H unix:///nowhere/at/all.sock info").await;
+    assert!(down.err.contains("Is the skep daemon running?"), "{}", down.err);
+}
