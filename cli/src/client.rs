@@ -106,7 +106,11 @@ impl Client {
     }
 
     /// Asks for a stream of bytes.
-    pub(crate) async fn stream(&self, path: &str, query: Query<'_>) -> Result<impl Stream<Item = Result<Bytes>> + Unpin> {
+    pub(crate) async fn stream(
+        &self,
+        path: &str,
+        query: Query<'_>,
+    ) -> Result<impl Stream<Item = Result<Bytes>> + Unpin> {
         let body = Full::new(Bytes::new()).map_err(|never| match never {}).boxed();
         let answer = self.send(Method::GET, path, query, None, body).await?;
         Ok(answer.into_data_stream().map_err(|e| anyhow::Error::new(e).context("the stream broke off")))

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use skep_deploy::lab::{Lab, Plan, demo, machine};
+use skep_deploy::lab::{Lab, Plan, Stage, demo, machine};
 
 use crate::output;
 
@@ -102,7 +102,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args {
         Args::Up { lab, nodes, managers, no_swarm } => {
             let managers = managers.unwrap_or(nodes.min(3));
-            let plan = Plan { name: lab.name.clone(), nodes, managers, swarm: !no_swarm };
+            let stage = if no_swarm { Stage::Daemons } else { Stage::Swarm };
+            let plan = Plan { name: lab.name.clone(), nodes, managers, stage };
             let made = Lab::up(&plan, &std::env::current_exe()?)?;
             show(&made)?;
             output::note(format!("\nA node's daemon: skep lab exec --name {} n1 -- skep node ls", lab.name));

@@ -122,9 +122,11 @@ pub(crate) fn publish(text: &str) -> Result<Vec<Value>> {
     if !matches!(protocol, "tcp" | "udp" | "sctp") {
         bail!("invalid protocol {protocol:?} in {text:?}: give tcp, udp or sctp");
     }
-    let entry = |published: u16, target: u16| json!({
-        "Protocol": protocol, "TargetPort": target, "PublishedPort": published, "PublishMode": "ingress",
-    });
+    let entry = |published: u16, target: u16| {
+        json!({
+            "Protocol": protocol, "TargetPort": target, "PublishedPort": published, "PublishMode": "ingress",
+        })
+    };
     let Some((published, target)) = ports.rsplit_once(':') else {
         let (low, high) = range(ports)?;
         return Ok((low..=high).map(|target| entry(0, target)).collect());
@@ -278,9 +280,13 @@ mod tests {
 
     #[test]
     fn durations_sizes_and_cpus() {
-        for (text, ns) in
-            [("10s", 10_000_000_000), ("1m30s", 90_000_000_000), ("500ms", 500_000_000), ("0", 0), ("1.5s", 1_500_000_000)]
-        {
+        for (text, ns) in [
+            ("10s", 10_000_000_000),
+            ("1m30s", 90_000_000_000),
+            ("500ms", 500_000_000),
+            ("0", 0),
+            ("1.5s", 1_500_000_000),
+        ] {
             assert_eq!(duration(text).unwrap(), ns, "{text}");
         }
         for text in ["", "10", "s", "5x", "-1s", "1s2"] {
@@ -305,9 +311,11 @@ mod tests {
         ] {
             let expected: Vec<Value> = expected
                 .into_iter()
-                .map(|(p, t, protocol, mode)| json!({
-                    "Protocol": protocol, "TargetPort": t, "PublishedPort": p, "PublishMode": mode,
-                }))
+                .map(|(p, t, protocol, mode)| {
+                    json!({
+                        "Protocol": protocol, "TargetPort": t, "PublishedPort": p, "PublishMode": mode,
+                    })
+                })
                 .collect();
             assert_eq!(publish(text).unwrap(), expected, "{text}");
         }

@@ -58,12 +58,12 @@ pub(crate) fn judge(service: &Value, tasks: &[Value], nodes: &[Value]) -> Verdic
         "rollback_started" | "rollback_completed" => rollback = Some(message.to_owned()),
         _ => {}
     }
-    let up = |node: &str| {
-        nodes.iter().find(|n| n.text("ID") == node).is_none_or(|n| n.text("Status.State") != "down")
-    };
+    let up = |node: &str| nodes.iter().find(|n| n.text("ID") == node).is_none_or(|n| n.text("Status.State") != "down");
     let live: Vec<&Value> = tasks
         .iter()
-        .filter(|task| task.text("DesiredState") == "running" && (task.text("NodeID").is_empty() || up(task.text("NodeID"))))
+        .filter(|task| {
+            task.text("DesiredState") == "running" && (task.text("NodeID").is_empty() || up(task.text("NodeID")))
+        })
         .collect();
     let running = live.iter().filter(|task| task.text("Status.State") == "running").count() as i64;
     let wanted = match service.at("Spec.Mode.Replicated") {

@@ -5,8 +5,8 @@ use clap::Subcommand;
 
 use crate::client::Client;
 use crate::output::{ListArgs, line};
-use crate::value::At;
 use crate::payload;
+use crate::value::At;
 
 /// Manage swarm secrets
 #[derive(Debug, Subcommand)]

@@ -150,10 +150,8 @@ fn event_line(event: &Value) -> String {
     let time = jiff::Timestamp::from_nanosecond(i128::from(event.number("timeNano"))).unwrap_or_default();
     let time = jiff::fmt::temporal::DateTimePrinter::new().precision(Some(9)).timestamp_to_string(&time);
     let attributes = event.at("Actor.Attributes").as_object().cloned().unwrap_or_default();
-    let attributes: Vec<String> = attributes
-        .iter()
-        .map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default()))
-        .collect();
+    let attributes: Vec<String> =
+        attributes.iter().map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
     let mut text = format!("{time} {} {} {}", event.text("Type"), event.text("Action"), event.text("Actor.ID"));
     if !attributes.is_empty() {
         text.push_str(&format!(" ({})", attributes.join(", ")));

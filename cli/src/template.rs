@@ -320,9 +320,9 @@ fn field(value: &Value, path: &[String]) -> Result<Value> {
             }
             bail!("template: can't evaluate field {name} in {}", shown(value));
         };
-        let found = members.get(name).or_else(|| {
-            members.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
-        });
+        let found = members
+            .get(name)
+            .or_else(|| members.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value));
         value = found.unwrap_or(&Value::Null);
     }
     Ok(value.clone())

@@ -257,7 +257,8 @@ async fn unsupported_fields_of_a_service_are_named() {
     let server = Server::start();
     server.init().await;
     let mut spec = service("web", 1);
-    spec["TaskTemplate"]["Resources"] = json!({ "Reservations": { "GenericResources": [{ "NamedResourceSpec": { "Kind": "GPU", "Value": "x" } }] } });
+    spec["TaskTemplate"]["Resources"] =
+        json!({ "Reservations": { "GenericResources": [{ "NamedResourceSpec": { "Kind": "GPU", "Value": "x" } }] } });
     let answer = server.call("POST", "/services/create", Some(spec)).await;
     assert_eq!(answer.status, 400);
     assert!(answer.message().contains("TaskTemplate.Resources.Reservations.GenericResources"), "{}", answer.message());
@@ -328,7 +329,10 @@ async fn images_with_slashes_in_their_names() {
     let tag = server.call("POST", "/images/registry:5000/a/b:1/tag?repo=c/d&tag=2", None).await;
     assert_eq!(tag.status, 201);
     assert_eq!(server.get("/images/json").await.json()[0]["RepoTags"], json!(["registry:5000/a/b:1", "c/d:2"]));
-    assert_eq!(server.get("/images/json?filters=%7B%22reference%22%3A%5B%22c%2Fd%22%5D%7D").await.json()[0]["Containers"], json!(0));
+    assert_eq!(
+        server.get("/images/json?filters=%7B%22reference%22%3A%5B%22c%2Fd%22%5D%7D").await.json()[0]["Containers"],
+        json!(0)
+    );
     let removed = server.call("DELETE", "/images/c/d:2", None).await.json();
     assert!(removed.to_string().contains("Untagged"));
     assert_eq!(server.get("/images/c/d:2/json").await.status, 404);
@@ -369,7 +373,8 @@ async fn containers_are_shown() {
 #[tokio::test]
 async fn events_are_remembered_streamed_and_end_with_the_server() {
     let server = Server::start();
-    let event = |id: &str| Event { at_ns: 5_000_000_000, id: id.to_owned(), kind: "image".to_owned(), ..Event::default() };
+    let event =
+        |id: &str| Event { at_ns: 5_000_000_000, id: id.to_owned(), kind: "image".to_owned(), ..Event::default() };
     let events: &dyn LocalEvents = server.api.backend().events.as_ref();
     events.publish(event("one"));
     let past = server.get("/events?since=1&until=10").await;

@@ -46,7 +46,7 @@ fn news(state: &State, reports: Vec<TaskStatusReport>, registrations: Vec<NodeCh
         let task = state.task(&report.task_id)?;
         let (old, new) = (task.status.as_ref()?, report.status.as_ref()?);
         let same = old.state == new.state && old.message == new.message && old.error == new.error && old.container == new.container;
-        (!same && new.state >= old.state).then(|| {
+        (!same && !task.observed().is_terminal() && new.state >= old.state).then(|| {
             action::Kind::Task(TaskChange {
                 id: report.task_id,
                 status: report.status,

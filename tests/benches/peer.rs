@@ -1,2 +1,218 @@
-//! to come
-fn main() {}
+//! Skep beside Docker Swarm, in one run, on the same machines: three nodes in namespaces on one switch.
+//!
+//! `make bench` runs it and writes `docs/benchmarks.md`. It measures and asserts nothing about time.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints what it measures")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use skep_deploy::lab::{Lab, Plan, Stage};
+use skep_tests::program;
+
+/// Longest wait for anything of the peer: it is known to need a minute and more.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What is measured, in this order.
+const ROWS: [&str; 6] = [
+    "`service create` of 30 tasks on an overlay network, until all run (s)",
+    "scaled from 30 to 60, until all run (s)",
+    "leader killed, until the next service is accepted (s)",
+    "node killed, until its tasks run elsewhere (s)",
+    "memory of the daemon(s) of one node, proportional (MB)",
+    "memory of one container's supervisor, proportional (MB)",
+];
+
+/// One contestant: how its commands are called and its processes found.
+struct Contestant {
+    lab: Lab,
+    client: PathBuf,
+    docker: bool,
+}
+
+fn main() -> Result<()> {
+    let peer = run("peer", true).context("Docker Swarm")?;
+    let ours = run("skep", false).context("Skep")?;
+    let text = table(&ours, &peer)?;
+    println!("{text}");
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
+    fs::create_dir_all(file.parent().context("a parent")?)?;
+    fs::write(&file, text)?;
+    Ok(())
+}
+
+fn table(ours: &[f64], peer: &[f64]) -> Result<String> {
+    let version = String::from_utf8(Command::new("/usr/bin/docker").arg("--version").output()?.stdout)?;
+    let cores = std::thread::available_parallelism()?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut text = format!(
+        "# Benchmarks\n\nMade by `make bench` in one run: first the peer, then Skep, each with three managers in network \
+         namespaces on one machine ({cores} cores, kernel {}). Peer: {}. Read ratios; the machine is shared and noisy.\n\n\
+         | what | Skep | Docker Swarm | ratio |\n|---|---|---|---|\n",
+        kernel.trim(),
+        version.trim()
+    );
+    for ((what, ours), peer) in ROWS.iter().zip(ours).zip(peer) {
+        writeln!(text, "| {what} | {ours:.2} | {peer:.2} | {:.1} |", peer / ours)?;
+    }
+    Ok(text)
+}
+
+fn run(name: &str, docker: bool) -> Result<Vec<f64>> {
+    let name = format!("bench-{name}");
+    let stage = if docker { Stage::Machines } else { Stage::Swarm };
+    let lab = Lab::up(&Plan { name: name.clone(), nodes: 3, managers: 3, stage }, &program("skep")?)?;
+    let client = if docker { PathBuf::from("/usr/bin/docker") } else { program("skep")? };
+    let contestant = Contestant { lab, client, docker };
+    let measured = contestant.measure();
+    Lab::down(&name)?;
+    measured
+}
+
+impl Contestant {
+    fn measure(&self) -> Result<Vec<f64>> {
+        if self.docker {
+            self.start_peer()?;
+        }
+        let image = program("whoami.tar")?;
+        for node in self.lab.nodes() {
+            self.ok(&node, &["image", "load", "--input", &image.to_string_lossy()])?;
+        }
+        self.ok("n1", &["network", "create", "--driver", "overlay", "net"])?;
+        let begun = Instant::now();
+        self.ok("n1", &["service", "create", "--detach", "--no-resolve-image", "--name", "web", "--replicas", "30", "--network", "net", "whoami"][..])?;
+        self.wait("n1", 30, &[])?;
+        let mut rows = vec![begun.elapsed().as_secs_f64()];
+        eprintln!("{}: 30 tasks in {:.2} s", self.client.display(), rows[0]);
+        let (daemons, supervisor) = self.memory()?;
+        let begun = Instant::now();
+        self.ok("n1", &["service", "scale", "--detach", "web=60"])?;
+        self.wait("n1", 60, &[])?;
+        rows.push(begun.elapsed().as_secs_f64());
+        eprintln!("{}: 60 tasks in {:.2} s", self.client.display(), rows[1]);
+        rows.extend(self.losses()?);
+        rows.extend([daemons, supervisor]);
+        Ok(rows)
+    }
+
+    /// The leader, then a node, lose their power.
+    fn losses(&self) -> Result<[f64; 2]> {
+        let (first, second) = ("n1", "n2");
+        let begun = Instant::now();
+        self.lab.kill(first)?;
+        self.until("a service accepted", || {
+            self.ok(second, &["service", "create", "--detach", "--no-resolve-image", "--name", "after", "--replicas", "0", "whoami"])
+        })?;
+        let leader = begun.elapsed().as_secs_f64();
+        // The same kill took a node: its tasks are to be replaced too.
+        self.wait(second, 60, &[first])?;
+        let node = begun.elapsed().as_secs_f64();
+        eprintln!("{}: leader {leader:.2} s, node {node:.2} s", self.client.display());
+        Ok([leader, node])
+    }
+
+    fn wait(&self, asked: &str, tasks: usize, not_on: &[&str]) -> Result<()> {
+        self.until(&format!("{tasks} running tasks"), || {
+            let list = self.ok(asked, &["service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}", "web"])?;
+            let running = list.lines().filter_map(|l| l.split_once(' ')).filter(|(n, s)| s.starts_with("Running") && !not_on.contains(n));
+            let running = running.count();
+            if running == tasks { Ok(String::new()) } else { bail!("{running} running") }
+        })
+    }
+
+    fn until(&self, what: &str, mut attempt: impl FnMut() -> Result<String>) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match attempt() {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > until => return Err(error.context(what.to_owned())),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn socket(&self, node: &str) -> PathBuf {
+        if self.docker { self.lab.socket(node).with_file_name("docker.sock") } else { self.lab.socket(node) }
+    }
+
+    fn ok(&self, node: &str, args: &[&str]) -> Result<String> {
+        // Ours always resolves on the node; only the peer knows the flag.
+        let args = args.iter().filter(|a| self.docker || **a != "--no-resolve-image");
+        let host = format!("unix://{}", self.socket(node).display());
+        let output = Command::new("timeout").arg("30").arg(&self.client).arg("-H").arg(host).args(args).output()?;
+        if output.status.success() {
+            return Ok(String::from_utf8(output.stdout)?);
+        }
+        bail!("{}", String::from_utf8_lossy(&output.stderr))
+    }
+
+    /// Starts three Docker daemons on the lab's machines and makes a swarm of them.
+    fn start_peer(&self) -> Result<()> {
+        for node in self.lab.nodes() {
+            let socket = self.socket(&node);
+            let dir = socket.with_file_name("docker");
+            let data = PathBuf::from("/var/lib/skep-lab/bench-peer").join(&node);
+            fs::create_dir_all(&dir)?;
+            let log = fs::File::create(dir.join("log"))?;
+            self.lab
+                .exec(&node, "dockerd")?
+                .arg("--data-root")
+                .arg(data)
+                .arg("--exec-root")
+                .arg(dir.join("exec"))
+                .arg("--pidfile")
+                .arg(dir.join("pid"))
+                .args(["--config-file", "/dev/null", "--cgroup-parent"])
+                .arg(format!("/skep-lab-bench-peer/{node}"))
+                .arg("-H")
+                .arg(format!("unix://{}", socket.display()))
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .spawn()?;
+        }
+        for node in self.lab.nodes() {
+            self.until("the peer's daemon", || self.ok(&node, &["version"]))?;
+        }
+        let address = self.lab.address("n1")?;
+        self.ok("n1", &["swarm", "init", "--advertise-addr", &address])?;
+        let token = self.ok("n1", &["swarm", "join-token", "-q", "manager"])?;
+        for node in ["n2", "n3"] {
+            let own = self.lab.address(node)?;
+            self.ok(node, &["swarm", "join", "--advertise-addr", &own, "--token", token.trim(), &format!("{address}:2377")])?;
+        }
+        Ok(())
+    }
+
+    /// Proportional memory of node n2's daemons, and of one container's supervisor there.
+    fn memory(&self) -> Result<(f64, f64)> {
+        let space = fs::read_link(format!("/proc/{}/ns/pid", self.lab.init("n2")?.pid))?;
+        let (mut daemons, mut supervisors) = (0.0, Vec::new());
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let path = entry.path();
+            if fs::read_link(path.join("ns/pid")).ok().as_ref() != Some(&space) {
+                continue;
+            }
+            let command = fs::read_to_string(path.join("cmdline")).unwrap_or_default().replace('\0', " ");
+            let Some(bytes) = pss(&path) else { continue };
+            if command.contains("shim") {
+                supervisors.push(bytes);
+            } else if ["dockerd", "containerd", "skep daemon"].iter().any(|w| command.contains(w)) {
+                daemons += bytes;
+            }
+        }
+        let count = supervisors.len().max(1) as f64;
+        Ok((daemons / 1e6, supervisors.iter().sum::<f64>() / count / 1e6))
+    }
+}
+
+/// Proportional set size of a process in bytes.
+fn pss(process: &std::path::Path) -> Option<f64> {
+    let rollup = fs::read_to_string(process.join("smaps_rollup")).ok()?;
+    let line = rollup.lines().find_map(|l| l.strip_prefix("Pss:"))?;
+    Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0)
+}

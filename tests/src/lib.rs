@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use skep_deploy::lab::layout::OUTSIDE;
-use skep_deploy::lab::{Lab, Plan, leftovers};
+use skep_deploy::lab::{Lab, Plan, Stage, leftovers};
 
 /// How long anything that should happen may take. Generous: it bounds a failure, it measures nothing.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ impl Cluster {
     /// A cluster of so many nodes, the first of them managers, with the `whoami` image on every node.
     pub fn up(what: &str, nodes: usize, managers: usize) -> Result<Self> {
         let name = format!("{what}-{}", std::process::id());
-        let plan = Plan { name: name.clone(), nodes, managers, swarm: true };
+        let plan = Plan { name: name.clone(), nodes, managers, stage: Stage::Swarm };
         let cluster = Self { lab: Lab::up(&plan, &program("skep")?)?, name };
         let image = program("whoami.tar")?;
         for node in cluster.lab.nodes() {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use anyhow::Result;
-use skep_deploy::lab::{Lab, Plan, leftovers};
+use skep_deploy::lab::{Lab, Plan, Stage, leftovers};
 use skep_tests::{Cluster, program};
 
 #[test]
@@ -21,7 +21,7 @@ fn labs_stand_side_by_side_and_leave_nothing() -> Result<()> {
 #[test]
 fn a_lab_that_crashed_is_found_and_taken_down() -> Result<()> {
     let name = format!("crash-{}", std::process::id());
-    let plan = Plan { name: name.clone(), nodes: 2, managers: 1, swarm: true };
+    let plan = Plan { name: name.clone(), nodes: 2, managers: 1, stage: Stage::Swarm };
     let lab = Lab::up(&plan, &program("skep")?)?;
     // What a crash may leave: a machine dead, a record half written.
     lab.kill("n2")?;

@@ -163,6 +163,7 @@ struct Supervisor<'a, H> {
 impl<H: Hands> Supervisor<'_, H> {
     async fn run(&self, mut wishes: watch::Receiver<Wish>) -> Ended {
         let (mut facts, mut pid) = self.hands.find(self.id).await;
+        facts.failure = lost(&wishes.borrow().assignment, &facts);
         let mut pause = RETRY;
         loop {
             let wish = wishes.borrow_and_update().clone();
@@ -255,6 +256,17 @@ impl<H: Hands> Supervisor<'_, H> {
         }
         Ok(())
     }
+}
+
+/// A task that had begun to run and whose container is gone does not run a second time: it has failed, and the managers
+/// replace it.
+fn lost(assignment: &TaskAssignment, facts: &Facts) -> Option<Failure> {
+    let known = assignment.task.as_ref().map(skep_proto::v1::Task::observed)?;
+    let began = known >= TaskState::Starting && !known.is_terminal();
+    (began && facts.container == Container::Absent).then(|| Failure {
+        message: "the container was lost: the node was restarted, or somebody removed it".to_owned(),
+        rejected: false,
+    })
 }
 
 /// Commands that are repeated until they succeed: giving up would leave something behind.

@@ -141,9 +141,10 @@ impl Lists {
             for text in texts {
                 let FileReference { source, file } = parse::file_reference(text)?;
                 let found = client.get(&format!("/{kind}/{}", escape(&source)), &[]).await?;
-                let reference =
-                    json!({ "File": file, id: found.text("ID"), name: found.text("Spec.Name") });
-                take(spec, &path, |old| old[name] == reference[name] && old["File"]["Name"] == reference["File"]["Name"]);
+                let reference = json!({ "File": file, id: found.text("ID"), name: found.text("Spec.Name") });
+                take(spec, &path, |old| {
+                    old[name] == reference[name] && old["File"]["Name"] == reference["File"]["Name"]
+                });
                 append(spec, &path, [reference]);
             }
         }
@@ -159,9 +160,7 @@ pub(super) async fn network_id(client: &Client, name: &str) -> Result<String> {
 
 /// Takes a variable out of the environment.
 pub(super) fn remove_env(spec: &mut Value, name: &str) {
-    take(spec, &in_container("Env"), |old| {
-        old.as_str().and_then(|o| o.split('=').next()) == Some(name)
-    });
+    take(spec, &in_container("Env"), |old| old.as_str().and_then(|o| o.split('=').next()) == Some(name));
 }
 
 /// `NET_ADMIN` and `cap_net_admin` are `CAP_NET_ADMIN`.

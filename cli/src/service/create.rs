@@ -106,7 +106,8 @@ pub(super) async fn run(client: &Client, mut args: Args) -> Result<()> {
 
 /// The spec before the other flags.
 fn base(args: &Args) -> Result<Value> {
-    let mut spec = json!({ "Name": args.name, "TaskTemplate": { "ContainerSpec": { "Image": parse::image(&args.image) } } });
+    let mut spec =
+        json!({ "Name": args.name, "TaskTemplate": { "ContainerSpec": { "Image": parse::image(&args.image) } } });
     if !args.args.is_empty() {
         spec.set(&format!("{CONTAINER}.Args"), json!(args.args));
     }

@@ -216,10 +216,9 @@ impl Shared {
     }
 
     fn resources(&self, spec: &mut Value) -> Result<()> {
-        for (group, cpu, memory) in [
-            ("Limits", &self.limit_cpu, &self.limit_memory),
-            ("Reservations", &self.reserve_cpu, &self.reserve_memory),
-        ] {
+        for (group, cpu, memory) in
+            [("Limits", &self.limit_cpu, &self.limit_memory), ("Reservations", &self.reserve_cpu, &self.reserve_memory)]
+        {
             if let Some(cpu) = cpu {
                 spec.set(&format!("TaskTemplate.Resources.{group}.NanoCPUs"), json!(parse::cpus(cpu)?));
             }

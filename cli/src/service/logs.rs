@@ -83,7 +83,10 @@ impl Origins<'_> {
         };
         let (details, message) = rest.split_once(' ').unwrap_or(("", rest));
         let detail = |name: &str| {
-            details.split(',').find_map(|d| d.split_once('=').filter(|(n, _)| *n == name)).map_or("", |(_, value)| value)
+            details
+                .split(',')
+                .find_map(|d| d.split_once('=').filter(|(n, _)| *n == name))
+                .map_or("", |(_, value)| value)
         };
         let (task, node) = (detail("com.docker.swarm.task.id"), detail("com.docker.swarm.node.id"));
         let shown = match self.known.get(task) {

@@ -221,9 +221,8 @@ async fn inspect(client: &Client, args: Inspect) -> Result<()> {
 async fn scale(client: &Client, args: Scale) -> Result<()> {
     let mut wanted = Vec::new();
     for scale in &args.scales {
-        let (service, replicas) = scale
-            .split_once('=')
-            .with_context(|| format!("invalid scale specifier {scale:?}: write it like web=3"))?;
+        let (service, replicas) =
+            scale.split_once('=').with_context(|| format!("invalid scale specifier {scale:?}: write it like web=3"))?;
         let replicas: u64 = replicas
             .parse()
             .with_context(|| format!("{service}: invalid replicas value {replicas:?}: give a whole number"))?;

@@ -114,7 +114,11 @@ fn container(container: &Value) -> Result<()> {
     }
     for (label, path, name) in [("Secrets", "Secrets", "SecretName"), ("Configs", "Configs", "ConfigName")] {
         for reference in container.list(path) {
-            line(format!(" {label}:\n  Target:\t{}\n  Source:\t{}", reference.text("File.Name"), reference.text(name)))?;
+            line(format!(
+                " {label}:\n  Target:\t{}\n  Source:\t{}",
+                reference.text("File.Name"),
+                reference.text(name)
+            ))?;
         }
     }
     line(format!(" Init:\t\t{}", container["Init"].as_bool().unwrap_or(false)))

@@ -10,9 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
-use skep_proto::v1::{
-    Availability, ClusterEvent, ClusterSpec, LogBatch, LogOptions, Resources, control_server,
-};
+use skep_proto::v1::{Availability, ClusterEvent, ClusterSpec, LogBatch, LogOptions, Resources, control_server};
 use tonic::Status;
 
 /// A stream that owns what it reads from.

@@ -20,8 +20,21 @@ use super::params::Params;
 use super::{Api, ApiError, ApiVersion, body, clock, logs};
 
 const FILTERS: [&str; 15] = [
-    "ancestor", "before", "expose", "exited", "health", "id", "is-task", "isolation", "label", "name", "network",
-    "publish", "since", "status", "volume",
+    "ancestor",
+    "before",
+    "expose",
+    "exited",
+    "health",
+    "id",
+    "is-task",
+    "isolation",
+    "label",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
 ];
 
 /// Time between two readings of a container's use.

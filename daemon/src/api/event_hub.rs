@@ -54,7 +54,8 @@ impl LocalEvents for EventHub {
         let news = BroadcastStream::new(self.sender.subscribe());
         let past: Vec<Event> = history.iter().cloned().collect();
         drop(history);
-        let news = news.take_while(|event| std::future::ready(event.is_ok())).filter_map(|e| std::future::ready(e.ok()));
+        let news =
+            news.take_while(|event| std::future::ready(event.is_ok())).filter_map(|e| std::future::ready(e.ok()));
         Box::pin(futures::stream::iter(past).chain(news))
     }
 

@@ -19,8 +19,22 @@ use super::{Api, ApiError, clock};
 
 /// What events can be filtered by. Those that name a kind of object match its id or name.
 const FILTERS: [&str; 16] = [
-    "type", "event", "label", "scope", "container", "image", "network", "node", "service", "secret", "config",
-    "daemon", "volume", "plugin", "builder", "reload",
+    "type",
+    "event",
+    "label",
+    "scope",
+    "container",
+    "image",
+    "network",
+    "node",
+    "service",
+    "secret",
+    "config",
+    "daemon",
+    "volume",
+    "plugin",
+    "builder",
+    "reload",
 ];
 
 pub(super) fn routes() -> Router<Api> {
@@ -76,7 +90,8 @@ fn fits(event: &Event, filters: &Filters) -> bool {
                 filters.any(kind, |wanted| event.id.starts_with(wanted) || wanted == name)
             } else {
                 // A container's events are also found by the image that it was made of.
-                kind == "image" && filters.any(kind, |wanted| event.attributes.get("image").is_some_and(|i| i == wanted))
+                kind == "image"
+                    && filters.any(kind, |wanted| event.attributes.get("image").is_some_and(|i| i == wanted))
             }
     };
     filters.exact("type", &event.kind)

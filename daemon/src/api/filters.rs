@@ -27,8 +27,9 @@ impl Filters {
         if text.is_empty() {
             return Ok(Self::default());
         }
-        let raw: BTreeMap<String, Values> = serde_json::from_str(text)
-            .map_err(|e| ApiError::bad_request(format!("invalid filter: the parameter \"filters\" is no JSON map: {e}")))?;
+        let raw: BTreeMap<String, Values> = serde_json::from_str(text).map_err(|e| {
+            ApiError::bad_request(format!("invalid filter: the parameter \"filters\" is no JSON map: {e}"))
+        })?;
         let mut filters = BTreeMap::new();
         for (name, values) in raw {
             if !accepted.contains(&name.as_str()) {

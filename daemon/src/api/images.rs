@@ -145,7 +145,8 @@ async fn load(State(api): State<Api>, request: Request) -> Result<Response, ApiE
 /// `docker import`; with `fromImage` instead it would be a pull.
 async fn create(State(api): State<Api>, params: Params, request: Request) -> Result<Response, ApiError> {
     if let Some(name) = params.get("fromImage") {
-        let text = format!("Skep pulls no images yet, so it can't get {name}; load it on each node with \"image load\"");
+        let text =
+            format!("Skep pulls no images yet, so it can't get {name}; load it on each node with \"image load\"");
         return Err(ApiError::unsupported(text));
     }
     match params.text("fromSrc") {

@@ -111,20 +111,15 @@ fn answer(
         frames
     });
     // A frame of this kind ends the client's reading, so it comes last: one lost node must not hide the others.
-    let summary = futures::stream::once(async move {
-        summary(&failures.lock().unwrap_or_else(PoisonError::into_inner), form)
-    });
+    let summary =
+        futures::stream::once(async move { summary(&failures.lock().unwrap_or_else(PoisonError::into_inner), form) });
     let frames = frames.take_until(api.ending.clone().cancelled_owned()).chain(summary);
     let body = Body::from_stream(frames.filter(|b| std::future::ready(!b.is_empty())).map(Ok::<_, std::io::Error>));
     ([(header::CONTENT_TYPE, media)], body).into_response()
 }
 
 /// The frames of a batch, and what could not be had.
-fn render(
-    batch: Result<LogBatch, Failure>,
-    form: Form,
-    origin: &impl Fn(&LogLine) -> String,
-) -> (Bytes, Vec<String>) {
+fn render(batch: Result<LogBatch, Failure>, form: Form, origin: &impl Fn(&LogLine) -> String) -> (Bytes, Vec<String>) {
     let batch = match batch {
         Ok(batch) => batch,
         Err(failure) => return (Bytes::new(), vec![failure.to_string()]),

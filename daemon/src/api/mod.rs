@@ -5,11 +5,11 @@
 //! back, purely. Called by the node, which binds the listeners and hands them to [`serve`].
 
 pub mod backend;
-pub mod convert;
 mod body;
 mod clock;
 mod configs;
 mod containers;
+pub mod convert;
 mod distribution;
 mod errors;
 mod event_hub;

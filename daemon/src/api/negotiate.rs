@@ -50,9 +50,8 @@ pub(super) fn split(uri: &Uri) -> Result<(ApiVersion, Uri), ApiError> {
         )));
     }
     let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
-    let stripped = format!("{rest}{query}")
-        .parse()
-        .map_err(|_| ApiError::bad_request(format!("invalid path {path:?}")))?;
+    let stripped =
+        format!("{rest}{query}").parse().map_err(|_| ApiError::bad_request(format!("invalid path {path:?}")))?;
     Ok((version, stripped))
 }
 

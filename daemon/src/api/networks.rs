@@ -32,18 +32,12 @@ pub(super) fn routes() -> Router<Api> {
 /// The networks that this node has of its own.
 async fn local(api: &Api) -> Vec<LocalNetwork> {
     let facts = api.backend.node.facts().await;
-    let plain = |name: &str, driver| LocalNetwork {
-        name: name.to_owned(),
-        driver,
-        subnet: None,
-        created_ns: facts.started_ns,
-    };
+    let plain =
+        |name: &str, driver| LocalNetwork { name: name.to_owned(), driver, subnet: None, created_ns: facts.started_ns };
     let mut networks = vec![plain("host", "host"), plain("none", "null")];
     if let Some(gateway) = facts.gateway {
-        networks.push(LocalNetwork {
-            subnet: Some((gateway.subnet, gateway.gateway)),
-            ..plain(&gateway.name, "bridge")
-        });
+        networks
+            .push(LocalNetwork { subnet: Some((gateway.subnet, gateway.gateway)), ..plain(&gateway.name, "bridge") });
     }
     networks
 }
@@ -241,7 +235,8 @@ async fn prune(State(api): State<Api>, params: Params) -> Result<Json<Value>, Ap
         let annotations = spec.annotations.unwrap_or_default();
         let kept = filters.has("label!") && filters.labels("label!", &annotations.labels);
         let young = network.meta.is_some_and(|m| m.created_ns > until);
-        if spec.ingress || kept || young || used.contains(&network.id) || !filters.labels("label", &annotations.labels) {
+        if spec.ingress || kept || young || used.contains(&network.id) || !filters.labels("label", &annotations.labels)
+        {
             continue;
         }
         // One that came into use meanwhile is refused by the manager, and stays.

@@ -63,11 +63,7 @@ async fn update(
     Ok(StatusCode::OK)
 }
 
-async fn remove(
-    State(api): State<Api>,
-    Path(reference): Path<String>,
-    params: Params,
-) -> Result<StatusCode, ApiError> {
+async fn remove(State(api): State<Api>, Path(reference): Path<String>, params: Params) -> Result<StatusCode, ApiError> {
     let request = v1::RemoveNodeRequest { reference, force: params.flag("force") };
     api.control().await?.remove_node(api.call(request)).await?;
     Ok(StatusCode::OK)

@@ -10,10 +10,14 @@ use super::{Api, ApiError, body};
 pub(super) fn routes() -> Router<Api> {
     let mut router = Router::new();
     for path in ["/session", "/grpc", "/build", "/build/prune", "/build/cancel"] {
-        router = router.route(path, any(|request: Request| refuse(request, "building images; build elsewhere and use \"image load\"")));
+        router = router.route(
+            path,
+            any(|request: Request| refuse(request, "building images; build elsewhere and use \"image load\"")),
+        );
     }
     router = router.route("/auth", any(|request: Request| refuse(request, "registries; use \"image load\"")));
-    router = router.route("/commit", any(|request: Request| refuse(request, "making images of containers; use \"image import\"")));
+    router = router
+        .route("/commit", any(|request: Request| refuse(request, "making images of containers; use \"image import\"")));
     for path in ["/plugins", "/plugins/{*rest}"] {
         router = router.route(path, any(|request: Request| refuse(request, "plugins")));
     }

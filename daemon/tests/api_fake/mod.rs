@@ -48,14 +48,8 @@ pub(crate) fn api() -> (Api, Arc<Fake>) {
     let hub = EventHub::new();
     let node: Arc<dyn NodeInfo> = fake.clone();
     let cluster = Arc::new(Membership(fake.clone()));
-    let backend = Backend {
-        node,
-        cluster,
-        images: fake.clone(),
-        containers: fake.clone(),
-        logs: fake.clone(),
-        events: hub,
-    };
+    let backend =
+        Backend { node, cluster, images: fake.clone(), containers: fake.clone(), logs: fake.clone(), events: hub };
     (Api::new(backend, CancellationToken::new()), fake)
 }
 
@@ -650,7 +644,8 @@ impl Cluster for Membership {
 
     async fn leave(&self, force: bool) -> Result<(), Failure> {
         if !force {
-            let text = "You are attempting to leave the swarm on a node that is participating as a manager. Use --force";
+            let text =
+                "You are attempting to leave the swarm on a node that is participating as a manager. Use --force";
             return Err(Failure::Unavailable(text.to_owned()));
         }
         *self.0.state() = State::default();

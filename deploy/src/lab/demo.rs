@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::layout::OUTSIDE;
-use super::{Lab, Plan, leftovers};
+use super::{Lab, Plan, Stage, leftovers};
 
 /// How long one step may take before it counts as failed.
 const STEP: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ const REQUESTS: usize = 12;
 
 /// Runs the demonstration. `say` gets one line a step.
 pub fn run(exe: &Path, image: &Path, name: &str, nodes: usize, say: &mut dyn FnMut(&str)) -> Result<()> {
-    let plan = Plan { name: name.to_owned(), nodes, managers: nodes.min(3), swarm: true };
+    let plan = Plan { name: name.to_owned(), nodes, managers: nodes.min(3), stage: Stage::Swarm };
     let begun = Instant::now();
     let shown = Lab::up(&plan, exe).and_then(|lab| {
         say(&line(begun, &format!("lab up: {nodes} nodes in namespaces, swarm initialised and joined")));

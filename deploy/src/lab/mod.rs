@@ -38,8 +38,19 @@ pub struct Plan {
     pub nodes: usize,
     /// How many of them are managers.
     pub managers: usize,
-    /// Whether the swarm is made, or only the machines and daemons.
-    pub swarm: bool,
+    /// How far it is built.
+    pub stage: Stage,
+}
+
+/// How far a lab is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Machines on a switch.
+    Machines,
+    /// With a daemon in each.
+    Daemons,
+    /// And these in one swarm.
+    Swarm,
 }
 
 /// What the lab knows of itself between commands.
@@ -82,7 +93,7 @@ impl Lab {
         let lab = Self { layout, record: Record { nodes: plan.nodes, managers: plan.managers, exe } };
         fs::create_dir_all(lab.layout.run_dir())?;
         machine::write_atomically(&lab.layout.file(), &serde_json::to_vec_pretty(&lab.record)?)?;
-        let built = lab.build(plan.swarm);
+        let built = lab.build(plan.stage);
         if built.is_err()
             && let Err(error) = teardown::remove(&lab.layout)
         {
@@ -115,7 +126,7 @@ impl Lab {
         names
     }
 
-    fn build(&self, swarm: bool) -> Result<()> {
+    fn build(&self, stage: Stage) -> Result<()> {
         self.boot(SWITCH)?;
         switch::make(&self.init(SWITCH)?)?;
         self.boot(OUTSIDE)?;
@@ -123,12 +134,16 @@ impl Lab {
         for node in self.nodes() {
             self.boot(&node)?;
             self.plug_in(&node)?;
-            self.start_daemon(&node)?;
+            if stage >= Stage::Daemons {
+                self.start_daemon(&node)?;
+            }
         }
-        for node in self.nodes() {
-            self.wait_for_daemon(&node)?;
+        if stage >= Stage::Daemons {
+            for node in self.nodes() {
+                self.wait_for_daemon(&node)?;
+            }
         }
-        if swarm { self.make_swarm() } else { Ok(()) }
+        if stage >= Stage::Swarm { self.make_swarm() } else { Ok(()) }
     }
 
     fn boot(&self, name: &str) -> Result<()> {

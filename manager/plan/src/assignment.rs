@@ -28,10 +28,12 @@ pub fn for_node(state: &State, node_id: &str) -> AssignmentSet {
     let mut wanted: BTreeSet<&str> = state.ingress().iter().map(|n| n.id.as_str()).collect();
     for task in state.tasks_of_node(node_id).filter(|t| is_given(t)) {
         let spec = state.task_spec(&task.service_id, task.spec_version);
-        if let Some(spec) = &spec {
-            put_files(state, &mut set, spec);
+        if !task.observed().is_terminal() {
+            if let Some(spec) = &spec {
+                put_files(state, &mut set, spec);
+            }
+            wanted.extend(task.networks.iter().map(|n| n.network_id.as_str()));
         }
-        wanted.extend(task.networks.iter().map(|n| n.network_id.as_str()));
         put(&mut set, AssignmentKind::Task, &task.id, Kind::Task(task_assignment(state, task, spec.as_deref())));
     }
     // A network is of no use before the node has its own address on it.
@@ -95,10 +97,10 @@ fn put(set: &mut AssignmentSet, kind: AssignmentKind, id: &str, assignment: Kind
     set.insert((kind, id.to_owned()), Arc::new(Assignment { kind: Some(assignment) }));
 }
 
-/// Whether the node has to know the task: it was given to it, and is not both ended and known to be unwanted.
+/// Whether the node has to know the task: it was given to it. One that has ended stays until its history is reaped: the
+/// node keeps its logs that long.
 fn is_given(task: &Task) -> bool {
     task.observed() >= TaskState::Assigned
-        && !(task.observed().is_terminal() && task.desired_state() >= TaskState::Shutdown)
 }
 
 fn task_assignment(state: &State, task: &Task, spec: Option<&TaskSpec>) -> TaskAssignment {

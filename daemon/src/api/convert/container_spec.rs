@@ -133,10 +133,8 @@ fn mount_out(mount: &v1::Mount) -> models::Mount {
             v1::MountType::Tmpfs => models::MountType::TMPFS,
         }),
         read_only: mount.read_only.then_some(true),
-        bind_options: some_text(&mount.propagation).map(|text| models::MountBindOptions {
-            propagation: text.parse().ok(),
-            ..Default::default()
-        }),
+        bind_options: some_text(&mount.propagation)
+            .map(|text| models::MountBindOptions { propagation: text.parse().ok(), ..Default::default() }),
         tmpfs_options: (tmpfs != models::MountTmpfsOptions::default()).then_some(tmpfs),
         ..Default::default()
     }
@@ -214,11 +212,7 @@ fn config_out(config: &v1::ConfigReference) -> models::TaskSpecContainerSpecConf
 }
 
 fn ulimit_in(model: models::ResourcesUlimits) -> v1::Ulimit {
-    v1::Ulimit {
-        name: model.name.unwrap_or_default(),
-        soft: model.soft.unwrap_or(0),
-        hard: model.hard.unwrap_or(0),
-    }
+    v1::Ulimit { name: model.name.unwrap_or_default(), soft: model.soft.unwrap_or(0), hard: model.hard.unwrap_or(0) }
 }
 
 fn ulimit_out(ulimit: &v1::Ulimit) -> models::ResourcesUlimits {

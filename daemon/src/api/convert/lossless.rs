@@ -127,9 +127,6 @@ mod tests {
     #[test]
     fn empty_values_of_labels_are_values() {
         let given = json!({"Name": "", "Labels": {"a": ""}, "Mode": {"Global": {}}, "Env": ["", "A="]});
-        assert_eq!(
-            without_empty(&given),
-            json!({"Labels": {"a": ""}, "Mode": {"Global": {}}, "Env": ["", "A="]})
-        );
+        assert_eq!(without_empty(&given), json!({"Labels": {"a": ""}, "Mode": {"Global": {}}, "Env": ["", "A="]}));
     }
 }

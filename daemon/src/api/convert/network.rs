@@ -115,12 +115,11 @@ pub fn network_out(network: &v1::Network) -> Value {
     let mut options = spec.driver.as_ref().map(|d| d.options.clone()).unwrap_or_default();
     options.insert(VNI_OPTION.to_owned(), network.vni.to_string());
     let mut ipam = ipam_out(spec.ipam.as_ref().unwrap_or(&v1::Ipam::default()));
-    let in_force =
-        models::IpamConfig {
-            subnet: some_text(&network.subnet),
-            gateway: some_text(&network.gateway),
-            ..ipam.config.as_ref().and_then(|c| c.first()).cloned().unwrap_or_default()
-        };
+    let in_force = models::IpamConfig {
+        subnet: some_text(&network.subnet),
+        gateway: some_text(&network.gateway),
+        ..ipam.config.as_ref().and_then(|c| c.first()).cloned().unwrap_or_default()
+    };
     ipam.config = Some(vec![in_force]);
     write(&models::NetworkInspect {
         name: Some(annotations.name),
@@ -163,10 +162,8 @@ impl LocalNetwork {
         (0_u64..4)
             .map(|seed| {
                 let start = 0xcbf2_9ce4_8422_2325_u64 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                let hash = self
-                    .name
-                    .bytes()
-                    .fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+                let hash =
+                    self.name.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
                 format!("{hash:016x}")
             })
             .collect()
@@ -174,11 +171,8 @@ impl LocalNetwork {
 
     /// As clients read it.
     pub fn out(&self) -> Value {
-        let config: Vec<Value> = self
-            .subnet
-            .iter()
-            .map(|(subnet, gateway)| json!({ "Subnet": subnet, "Gateway": gateway }))
-            .collect();
+        let config: Vec<Value> =
+            self.subnet.iter().map(|(subnet, gateway)| json!({ "Subnet": subnet, "Gateway": gateway })).collect();
         json!({
             "Name": self.name, "Id": self.id(), "Created": rfc3339(self.created_ns), "Scope": "local",
             "Driver": self.driver, "EnableIPv4": true, "EnableIPv6": false,

@@ -126,7 +126,11 @@ fn placement_in(model: models::TaskSpecPlacement) -> Result<v1::Placement, Error
     let spread = model.preferences.unwrap_or_default().into_iter().map(|preference| {
         let descriptor = preference.spread.and_then(|s| s.spread_descriptor).unwrap_or_default();
         let hint = "the only preference is Spread, with a descriptor such as node.labels.zone";
-        if descriptor.is_empty() { Err(Error::value("TaskTemplate.Placement.Preferences", hint)) } else { Ok(descriptor) }
+        if descriptor.is_empty() {
+            Err(Error::value("TaskTemplate.Placement.Preferences", hint))
+        } else {
+            Ok(descriptor)
+        }
     });
     Ok(v1::Placement {
         constraints: model.constraints.unwrap_or_default(),
@@ -145,10 +149,8 @@ fn placement_out(placement: &v1::Placement) -> models::TaskSpecPlacement {
     let spread = |descriptor: &String| models::TaskSpecPlacementPreferences {
         spread: Some(models::TaskSpecPlacementSpread { spread_descriptor: Some(descriptor.clone()) }),
     };
-    let platform = |p: &v1::Platform| models::Platform {
-        architecture: some_text(&p.architecture),
-        os: some_text(&p.os),
-    };
+    let platform =
+        |p: &v1::Platform| models::Platform { architecture: some_text(&p.architecture), os: some_text(&p.os) };
     models::TaskSpecPlacement {
         constraints: some_list(&placement.constraints),
         preferences: (!placement.spread.is_empty()).then(|| placement.spread.iter().map(spread).collect()),

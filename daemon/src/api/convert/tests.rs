@@ -299,12 +299,8 @@ fn networks_that_can_not_be_are_refused() {
 
 #[test]
 fn local_networks_have_stable_ids_of_their_own() {
-    let network = |name: &str| network::LocalNetwork {
-        name: name.to_owned(),
-        driver: "host",
-        subnet: None,
-        created_ns: 0,
-    };
+    let network =
+        |name: &str| network::LocalNetwork { name: name.to_owned(), driver: "host", subnet: None, created_ns: 0 };
     assert_eq!(network("host").id().len(), 64);
     assert_eq!(network("host").id(), network("host").id());
     assert_ne!(network("host").id(), network("none").id());
