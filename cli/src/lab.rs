@@ -135,7 +135,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 fn exec(name: &str, node: &str, command: &[String]) -> Result<ExitCode> {
     let (program, args) = command.split_first().context("give a command")?;
     // `skep` on a machine is this very program, wherever it lies.
-    let program = if program == "skep" { std::env::current_exe()?.to_string_lossy().into_owned() } else { program.clone() };
+    let program =
+        if program == "skep" { std::env::current_exe()?.to_string_lossy().into_owned() } else { program.clone() };
     let status = Lab::open(name)?.exec(node, &program)?.args(args).status()?;
     Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)))
 }

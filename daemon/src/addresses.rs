@@ -69,7 +69,12 @@ pub(crate) enum Error {
 }
 
 /// Chooses the addresses: what was given wins, else what the machine has, if that is one thing only.
-pub(crate) fn choose(listen: &str, advertise: &str, data_path: &str, machine: &[Interface]) -> Result<Addresses, Error> {
+pub(crate) fn choose(
+    listen: &str,
+    advertise: &str,
+    data_path: &str,
+    machine: &[Interface],
+) -> Result<Addresses, Error> {
     let listen = resolve("--listen-addr", listen, PORT, machine)?;
     let advertise = if !advertise.is_empty() {
         resolve("--advertise-addr", advertise, listen.port(), machine)?
@@ -81,11 +86,8 @@ pub(crate) fn choose(listen: &str, advertise: &str, data_path: &str, machine: &[
     if advertise.ip().is_unspecified() {
         return Err(Error::Unreachable { flag: "--advertise-addr", text: advertise.ip().to_string() });
     }
-    let data_path = if data_path.is_empty() {
-        advertise.ip()
-    } else {
-        resolve("--data-path-addr", data_path, 0, machine)?.ip()
-    };
+    let data_path =
+        if data_path.is_empty() { advertise.ip() } else { resolve("--data-path-addr", data_path, 0, machine)?.ip() };
     match data_path {
         IpAddr::V4(data_path) => Ok(Addresses { listen, advertise, data_path }),
         IpAddr::V6(_) => Err(Error::DataPath(data_path)),
@@ -135,7 +137,8 @@ fn join(addresses: &[IpAddr]) -> String {
 /// `host[:port]` of a manager to join, with the usual port.
 pub(crate) fn with_port(remote: &str) -> String {
     let has_port = remote.parse::<SocketAddr>().is_ok()
-        || (remote.parse::<IpAddr>().is_err() && remote.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()));
+        || (remote.parse::<IpAddr>().is_err()
+            && remote.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()));
     match remote.parse::<std::net::Ipv6Addr>() {
         Ok(ip) => format!("[{ip}]:{PORT}"),
         Err(_) if has_port => remote.to_owned(),
@@ -167,7 +170,10 @@ mod tests {
         let chosen = choose("0.0.0.0:2400", "eth0", "", &one)?;
         assert_eq!(chosen.advertise.to_string(), "192.168.77.1:2400");
         let chosen = choose("0.0.0.0:2377", "1.2.3.4:99", "5.6.7.8", &one)?;
-        assert_eq!((chosen.advertise.to_string().as_str(), chosen.data_path.to_string().as_str()), ("1.2.3.4:99", "5.6.7.8"));
+        assert_eq!(
+            (chosen.advertise.to_string().as_str(), chosen.data_path.to_string().as_str()),
+            ("1.2.3.4:99", "5.6.7.8")
+        );
         Ok(())
     }
 

@@ -135,8 +135,9 @@ pub enum Error {
 pub fn load(options: &Options) -> Result<Config, Error> {
     let path = options.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
     let file = match std::fs::read_to_string(path) {
-        Ok(text) => toml::from_str(&text)
-            .map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?,
+        Ok(text) => {
+            toml::from_str(&text).map_err(|source| Error::Parse { path: path.to_owned(), source: Box::new(source) })?
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && options.config.is_none() => File::default(),
         Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
     };

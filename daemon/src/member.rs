@@ -173,8 +173,7 @@ impl Member {
         match wanted {
             Role::Manager => {
                 let membership = self.membership();
-                let running =
-                    start_manager(&self.config, &self.identity, &membership, None, Beginning::Join).await?;
+                let running = start_manager(&self.config, &self.identity, &membership, None, Beginning::Join).await?;
                 *self.manager.write().unwrap_or_else(PoisonError::into_inner) = Some(running);
             }
             Role::Worker => {

@@ -47,7 +47,8 @@ impl Node {
     /// Opens what is on disk; the swarm is entered by [`Node::resume`].
     pub(crate) fn open(config: Config) -> Result<Arc<Self>> {
         let exe = std::env::current_exe().context("the path of this program is unknown")?;
-        std::fs::create_dir_all(&config.run_dir).with_context(|| format!("{} can't be made", config.run_dir.display()))?;
+        std::fs::create_dir_all(&config.run_dir)
+            .with_context(|| format!("{} can't be made", config.run_dir.display()))?;
         let images = Store::open(&config.data_dir.join("images")).context("the image store can't be opened")?;
         let runtime = Runtime::new(skep_runtime::Config {
             run_dir: config.run_dir.join("c"),
@@ -143,8 +144,7 @@ impl Node {
         };
         let root = RootCa::create(SystemTime::now()).map_err(internal)?;
         let first = founding::first_objects(&founding, &root, &mut skep_proto::id::new)?;
-        let subject =
-            Peer { node_id: node_id.clone(), role: Role::Manager, cluster_id: founding.cluster_id.clone() };
+        let subject = Peer { node_id: node_id.clone(), role: Role::Manager, cluster_id: founding.cluster_id.clone() };
         let life = match founding.spec.certificate_expiry_ns {
             0 => ca::DEFAULT_LIFE,
             ns => skep_proto::time::duration(ns),
@@ -173,7 +173,9 @@ impl Node {
         let entered = self.enter_new(identity, membership, listener, Beginning::Join);
         match tokio::time::timeout(JOIN_WITHIN, entered).await {
             Ok(entered) => entered.map_err(internal),
-            Err(_) => Err(Failure::Internal("joining took longer than 60 s; \"info\" shows how far it came".to_owned())),
+            Err(_) => {
+                Err(Failure::Internal("joining took longer than 60 s; \"info\" shows how far it came".to_owned()))
+            }
         }
     }
 
@@ -184,7 +186,12 @@ impl Node {
             match identity::join(remote, &request.token, request.availability, &Clock::default()).await {
                 Ok(identity) => return Ok(identity),
                 // No other manager would judge the token differently.
-                Err(error @ (JoinError::Token(_) | JoinError::OtherCluster { .. } | JoinError::TokenWrong { .. } | JoinError::TokenRotated { .. })) => {
+                Err(
+                    error @ (JoinError::Token(_)
+                    | JoinError::OtherCluster { .. }
+                    | JoinError::TokenWrong { .. }
+                    | JoinError::TokenRotated { .. }),
+                ) => {
                     return Err(Failure::Invalid(error.to_string()));
                 }
                 Err(error) => last = internal(error),
@@ -360,7 +367,8 @@ impl Node {
         let managers = match &manager {
             Some(manager) => {
                 let view = manager.store().view();
-                let listed = view.state.nodes().filter_map(|n| Some((n.id.clone(), n.manager.as_ref()?.address.clone())));
+                let listed =
+                    view.state.nodes().filter_map(|n| Some((n.id.clone(), n.manager.as_ref()?.address.clone())));
                 listed.collect()
             }
             None => membership.managers.iter().map(|address| (String::new(), address.clone())).collect(),

@@ -45,7 +45,10 @@ fn news(state: &State, reports: Vec<TaskStatusReport>, registrations: Vec<NodeCh
     let statuses = reports.into_iter().filter_map(|report| {
         let task = state.task(&report.task_id)?;
         let (old, new) = (task.status.as_ref()?, report.status.as_ref()?);
-        let same = old.state == new.state && old.message == new.message && old.error == new.error && old.container == new.container;
+        let same = old.state == new.state
+            && old.message == new.message
+            && old.error == new.error
+            && old.container == new.container;
         (!same && !task.observed().is_terminal() && new.state >= old.state).then(|| {
             action::Kind::Task(TaskChange {
                 id: report.task_id,

@@ -69,10 +69,15 @@ async fn round(control: &Control) -> Result<Duration, store::Error> {
     let view = control.store.view();
     let state = &view.state;
     let now = now_ns();
-    let silence = control.liveness.silence(Instant::now(), state.nodes().map(|n| n.id.clone()).collect::<Vec<_>>().iter().map(String::as_str));
+    let silence = control
+        .liveness
+        .silence(Instant::now(), state.nodes().map(|n| n.id.clone()).collect::<Vec<_>>().iter().map(String::as_str));
     let inputs = Inputs {
         acknowledged: control.liveness.acknowledged(),
-        silence_ns: silence.into_iter().map(|(id, s)| (id, skep_proto::time::duration_ns(s))).collect::<BTreeMap<_, _>>(),
+        silence_ns: silence
+            .into_iter()
+            .map(|(id, s)| (id, skep_proto::time::duration_ns(s)))
+            .collect::<BTreeMap<_, _>>(),
     };
     let plan = {
         let view = view.clone();
@@ -89,7 +94,12 @@ async fn round(control: &Control) -> Result<Duration, store::Error> {
     if !plan.actions.is_empty() {
         for refusal in store::propose_plan(&control.raft, now, plan.actions, DEADLINE).await? {
             let kind = crate::control::word(ObjectKind::try_from(refusal.kind).unwrap_or_default());
-            tracing::debug!(object.kind = kind, object.id = refusal.id, why = refusal.message, "left out; planned anew");
+            tracing::debug!(
+                object.kind = kind,
+                object.id = refusal.id,
+                why = refusal.message,
+                "left out; planned anew"
+            );
         }
     }
     demote(control, &view).await;
@@ -99,13 +109,17 @@ async fn round(control: &Control) -> Result<Duration, store::Error> {
 
 /// A manager whose role was taken away leaves the group, one a round; a group that would lose its quorum stays as it is.
 async fn demote(control: &Control, view: &store::View) {
-    let demoted = view.state.nodes().find(|n| {
-        n.manager.is_some() && n.spec.as_ref().is_some_and(|s| s.role() == Role::Worker)
-    });
+    let demoted =
+        view.state.nodes().find(|n| n.manager.is_some() && n.spec.as_ref().is_some_and(|s| s.role() == Role::Worker));
     let Some(node) = demoted else { return };
     let reachable = node.status.as_ref().map(skep_proto::v1::NodeStatus::state);
     if let Err(status) = remove_member(control, &node.id).await {
         let up = reachable == Some(NodeState::Ready);
-        tracing::warn!(node.id = node.id, node.ready = up, error = status.message(), "could not demote the manager yet");
+        tracing::warn!(
+            node.id = node.id,
+            node.ready = up,
+            error = status.message(),
+            "could not demote the manager yet"
+        );
     }
 }

@@ -131,7 +131,10 @@ impl Manager {
         let mut leadership = self.raft.leadership();
         let led = tokio::time::timeout(JOIN_DEADLINE, leadership.wait_for(|l| l.is_self)).await;
         if !matches!(led, Ok(Ok(_))) {
-            return Err(Error::Membership { address: self.address.clone(), why: "it did not become leader".to_owned() });
+            return Err(Error::Membership {
+                address: self.address.clone(),
+                why: "it did not become leader".to_owned(),
+            });
         }
         drop(led);
         store::propose(&self.raft, control::now_ns(), first, JOIN_DEADLINE).await.map(|_| ()).map_err(Error::FirstState)
@@ -166,7 +169,9 @@ impl Manager {
     async fn ask_leader(
         &self,
         managers: &[String],
-        call: impl Fn(PeersClient<tonic::transport::Channel>) -> futures::future::BoxFuture<'static, Result<(), tonic::Status>>,
+        call: impl Fn(
+            PeersClient<tonic::transport::Channel>,
+        ) -> futures::future::BoxFuture<'static, Result<(), tonic::Status>>,
     ) -> Result<(), Error> {
         let mut why = "no manager's address is known".to_owned();
         let mut asked = String::new();

@@ -24,11 +24,7 @@ pub struct Liveness {
 
 impl Default for Liveness {
     fn default() -> Self {
-        Self {
-            seen: Mutex::default(),
-            since: Mutex::new(Instant::now()),
-            changed: watch::Sender::new(0),
-        }
+        Self { seen: Mutex::default(), since: Mutex::new(Instant::now()), changed: watch::Sender::new(0) }
     }
 }
 

@@ -39,19 +39,25 @@ impl Manager {
 
     async fn gather_logs(&self, task_ids: Vec<String>, options: LogOptions, out: mpsc::Sender<LogBatch>) {
         let view = self.store.view();
-        let request = TaskLogsRequest { task_ids: task_ids.clone(), options: Some(options), ..TaskLogsRequest::default() };
+        let request =
+            TaskLogsRequest { task_ids: task_ids.clone(), options: Some(options), ..TaskLogsRequest::default() };
         let mut missing: BTreeSet<String> = task_ids.into_iter().collect();
         let mut streams = Vec::new();
         for node in view.state.nodes() {
             let Some(manager) = &node.manager else { continue };
             let stream = if node.id == self.node_id {
-                self.dispatcher.task_logs(request.clone()).await.map(|lines| Box::pin(ReceiverStream::new(lines)) as Batches)
+                self.dispatcher
+                    .task_logs(request.clone())
+                    .await
+                    .map(|lines| Box::pin(ReceiverStream::new(lines)) as Batches)
             } else {
                 self.remote_logs(&manager.address, request.clone()).await
             };
             match stream {
                 Ok(stream) => streams.push(stream),
-                Err(status) => tracing::debug!(node.id = node.id, error = status.message(), "a manager has no logs to give"),
+                Err(status) => {
+                    tracing::debug!(node.id = node.id, error = status.message(), "a manager has no logs to give")
+                }
             }
         }
         // The first batch of each tells which tasks it covers; what nobody covers has no connected worker.

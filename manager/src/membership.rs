@@ -58,7 +58,8 @@ impl Membership for Members {
     }
 
     async fn certified(&self, node_id: &str, role: Role) -> Result<(), Status> {
-        let change = NodeChange { id: node_id.to_owned(), certificate_role: Some(role.into()), ..NodeChange::default() };
+        let change =
+            NodeChange { id: node_id.to_owned(), certificate_role: Some(role.into()), ..NodeChange::default() };
         self.write(Action { kind: Some(Kind::Node(change)) }).await
     }
 }

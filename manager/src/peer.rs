@@ -19,9 +19,11 @@ pub struct Peer {
 
 /// The caller, if it showed a certificate of either role.
 pub fn require_node<T>(request: &Request<T>) -> Result<Peer, Status> {
-    request.extensions().get::<Peer>().cloned().ok_or_else(|| {
-        Status::unauthenticated("this call needs a node's certificate: join the cluster first")
-    })
+    request
+        .extensions()
+        .get::<Peer>()
+        .cloned()
+        .ok_or_else(|| Status::unauthenticated("this call needs a node's certificate: join the cluster first"))
 }
 
 /// The caller, if its certificate is a manager's.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use skep_proto::v1::action::Kind;
 use skep_proto::v1::{
-    Action, Empty, JoinRaftRequest, LeaveRaftRequest, LogBatch, ManagerInfo, NodeChange,
-    ProposeRequest, ProposeResponse, RelayRequest, RelayResponse, TaskLogsRequest, peers_server,
+    Action, Empty, JoinRaftRequest, LeaveRaftRequest, LogBatch, ManagerInfo, NodeChange, ProposeRequest,
+    ProposeResponse, RelayRequest, RelayResponse, TaskLogsRequest, peers_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -46,9 +46,13 @@ impl peers_server::Peers for PeersService {
         let node = node.ok_or_else(|| Status::not_found(format!("node {} is not known", request.node_id)))?;
         // A member that asks again, after a restart or a lost answer, has its number already.
         let raft_id = request.raft_id;
-        let other = view.state.nodes().find(|n| n.id != node.id && n.manager.as_ref().is_some_and(|m| m.raft_id == raft_id));
+        let other =
+            view.state.nodes().find(|n| n.id != node.id && n.manager.as_ref().is_some_and(|m| m.raft_id == raft_id));
         if let Some(other) = other.filter(|_| raft_id != 0) {
-            return Err(Status::already_exists(format!("raft number {raft_id} is node {}'s; choose another", other.id)));
+            return Err(Status::already_exists(format!(
+                "raft number {raft_id} is node {}'s; choose another",
+                other.id
+            )));
         }
         // The store knows the manager before the group counts on it; the same command twice changes nothing.
         let manager = ManagerInfo { raft_id, address: request.address.clone(), ..ManagerInfo::default() };
@@ -84,7 +88,8 @@ impl peers_server::Peers for PeersService {
         require_manager(&request)?;
         self.require_leader()?;
         let command = request.into_inner().command.unwrap_or_default();
-        let reply = store::propose_command(&self.control.raft, &command, MEMBERSHIP_DEADLINE).await.map_err(store_error)?;
+        let reply =
+            store::propose_command(&self.control.raft, &command, MEMBERSHIP_DEADLINE).await.map_err(store_error)?;
         Ok(Response::new(ProposeResponse { reply: Some(reply) }))
     }
 

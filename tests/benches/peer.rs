@@ -84,7 +84,22 @@ impl Contestant {
         }
         self.ok("n1", &["network", "create", "--driver", "overlay", "net"])?;
         let begun = Instant::now();
-        self.ok("n1", &["service", "create", "--detach", "--no-resolve-image", "--name", "web", "--replicas", "30", "--network", "net", "whoami"][..])?;
+        self.ok(
+            "n1",
+            &[
+                "service",
+                "create",
+                "--detach",
+                "--no-resolve-image",
+                "--name",
+                "web",
+                "--replicas",
+                "30",
+                "--network",
+                "net",
+                "whoami",
+            ][..],
+        )?;
         self.wait("n1", 30, &[])?;
         let mut rows = vec![begun.elapsed().as_secs_f64()];
         eprintln!("{}: 30 tasks in {:.2} s", self.client.display(), rows[0]);
@@ -105,7 +120,20 @@ impl Contestant {
         let begun = Instant::now();
         self.lab.kill(first)?;
         self.until("a service accepted", || {
-            self.ok(second, &["service", "create", "--detach", "--no-resolve-image", "--name", "after", "--replicas", "0", "whoami"])
+            self.ok(
+                second,
+                &[
+                    "service",
+                    "create",
+                    "--detach",
+                    "--no-resolve-image",
+                    "--name",
+                    "after",
+                    "--replicas",
+                    "0",
+                    "whoami",
+                ],
+            )
         })?;
         let leader = begun.elapsed().as_secs_f64();
         // The same kill took a node: its tasks are to be replaced too.
@@ -117,8 +145,22 @@ impl Contestant {
 
     fn wait(&self, asked: &str, tasks: usize, not_on: &[&str]) -> Result<()> {
         self.until(&format!("{tasks} running tasks"), || {
-            let list = self.ok(asked, &["service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}", "web"])?;
-            let running = list.lines().filter_map(|l| l.split_once(' ')).filter(|(n, s)| s.starts_with("Running") && !not_on.contains(n));
+            let list = self.ok(
+                asked,
+                &[
+                    "service",
+                    "ps",
+                    "--filter",
+                    "desired-state=running",
+                    "--format",
+                    "{{.Node}} {{.CurrentState}}",
+                    "web",
+                ],
+            )?;
+            let running = list
+                .lines()
+                .filter_map(|l| l.split_once(' '))
+                .filter(|(n, s)| s.starts_with("Running") && !not_on.contains(n));
             let running = running.count();
             if running == tasks { Ok(String::new()) } else { bail!("{running} running") }
         })
@@ -183,7 +225,10 @@ impl Contestant {
         let token = self.ok("n1", &["swarm", "join-token", "-q", "manager"])?;
         for node in ["n2", "n3"] {
             let own = self.lab.address(node)?;
-            self.ok(node, &["swarm", "join", "--advertise-addr", &own, "--token", token.trim(), &format!("{address}:2377")])?;
+            self.ok(
+                node,
+                &["swarm", "join", "--advertise-addr", &own, "--token", token.trim(), &format!("{address}:2377")],
+            )?;
         }
         Ok(())
     }

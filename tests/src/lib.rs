@@ -49,8 +49,20 @@ impl Cluster {
         self.skep(
             "n1",
             &[
-                "service", "create", "--detach", "--name", "web", "--replicas", &replicas_text, "--publish", "8080:80",
-                "--network", "net", "--restart-delay", "100ms", "whoami",
+                "service",
+                "create",
+                "--detach",
+                "--name",
+                "web",
+                "--replicas",
+                &replicas_text,
+                "--publish",
+                "8080:80",
+                "--network",
+                "net",
+                "--restart-delay",
+                "100ms",
+                "whoami",
             ],
         )?;
         self.running("n1", "web", replicas).map(|_| ())
@@ -60,11 +72,8 @@ impl Cluster {
     pub fn running(&self, asked: &str, service: &str, tasks: usize) -> Result<BTreeMap<String, String>> {
         let shown = eventually(&format!("{tasks} running tasks of {service}"), || {
             let all = self.tasks(asked, service)?;
-            let running: BTreeMap<String, String> = all
-                .iter()
-                .filter(|t| t.state.starts_with("Running"))
-                .map(|t| (t.id.clone(), t.node.clone()))
-                .collect();
+            let running: BTreeMap<String, String> =
+                all.iter().filter(|t| t.state.starts_with("Running")).map(|t| (t.id.clone(), t.node.clone())).collect();
             if running.len() == tasks && all.len() == tasks {
                 return Ok(running);
             }

@@ -22,10 +22,16 @@ fn the_mesh_keeps_the_clients_address() -> Result<()> {
             assert_eq!(cluster.lab.ask(OUTSIDE, address, REQUEST)?.client, outside, "from outside through {node}");
             assert_eq!(cluster.lab.ask(&node, address, REQUEST)?.client, own, "from {node} to its own address");
             // Only 127.0.0.0/8 can't be answered from elsewhere: there the node's own end of the way stands in.
-            cluster.lab.ask(&node, "127.0.0.1:8080".parse()?, REQUEST).with_context(|| format!("localhost of {node}"))?;
+            cluster
+                .lab
+                .ask(&node, "127.0.0.1:8080".parse()?, REQUEST)
+                .with_context(|| format!("localhost of {node}"))?;
         }
     }
-    cluster.skep("n1", &["service", "create", "--detach", "--name", "client", "--network", "net", "whoami", "client", "http://web/"])?;
+    cluster.skep(
+        "n1",
+        &["service", "create", "--detach", "--name", "client", "--network", "net", "whoami", "client", "http://web/"],
+    )?;
     eventually("an answer by name", || {
         let log = cluster.skep("n1", &["service", "logs", "--raw", "client"])?;
         if log.lines().any(|l| l.contains(" 200 ")) { Ok(()) } else { bail!("{log}") }
@@ -36,7 +42,10 @@ fn the_mesh_keeps_the_clients_address() -> Result<()> {
 
 /// UDP through every node: the answer comes from the address that was asked, and names the client.
 fn udp(cluster: &Cluster) -> Result<()> {
-    cluster.skep("n1", &["service", "create", "--detach", "--name", "echo", "--replicas", "2", "--publish", "9090:80/udp", "whoami"])?;
+    cluster.skep(
+        "n1",
+        &["service", "create", "--detach", "--name", "echo", "--replicas", "2", "--publish", "9090:80/udp", "whoami"],
+    )?;
     cluster.running("n1", "echo", 2)?;
     let outside = cluster.lab.address(OUTSIDE)?;
     let machine = PathBuf::from(format!("/proc/{}/ns/net", cluster.lab.init(OUTSIDE)?.pid));

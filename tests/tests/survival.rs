@@ -55,7 +55,8 @@ fn nothing_acknowledged_is_lost_when_all_managers_die() -> Result<()> {
     for round in 0..3 {
         for i in 0..5 {
             let name = format!("s{round}x{i}");
-            let created = cluster.skep("n1", &["service", "create", "--detach", "--replicas", "0", "--name", &name, "whoami"]);
+            let created =
+                cluster.skep("n1", &["service", "create", "--detach", "--replicas", "0", "--name", &name, "whoami"]);
             if created.is_ok() {
                 acknowledged.insert(name);
             }
@@ -88,7 +89,10 @@ fn writes_go_on_after_each_of_twenty_dead_leaders() -> Result<()> {
         cluster.lab.kill_daemon(&leader)?;
         let name = format!("r{round}");
         eventually("the next write", || {
-            cluster.skep(&others[round % 2], &["service", "create", "--detach", "--replicas", "0", "--name", &name, "whoami"])
+            cluster.skep(
+                &others[round % 2],
+                &["service", "create", "--detach", "--replicas", "0", "--name", &name, "whoami"],
+            )
         })?;
         times.push(begun.elapsed());
         cluster.lab.restart(&leader)?;
@@ -141,7 +145,10 @@ fn no_address_twice(cluster: &Cluster) -> Result<()> {
     for id in ids.lines() {
         let socket = cluster.lab.socket("n1");
         let task = get(&socket, &format!("/tasks/{id}"))?;
-        if matches!(task["Status"]["State"].as_str(), Some("complete" | "failed" | "shutdown" | "rejected" | "orphaned")) {
+        if matches!(
+            task["Status"]["State"].as_str(),
+            Some("complete" | "failed" | "shutdown" | "rejected" | "orphaned")
+        ) {
             continue;
         }
         for network in task["NetworksAttachments"].as_array().into_iter().flatten() {

@@ -93,7 +93,9 @@ mod tests {
     use skep_proto::v1::NetworkAssignment;
 
     fn network(id: &str, vni: u32) -> Assignment {
-        Assignment { kind: Some(Kind::Network(NetworkAssignment { id: id.into(), vni, ..NetworkAssignment::default() })) }
+        Assignment {
+            kind: Some(Kind::Network(NetworkAssignment { id: id.into(), vni, ..NetworkAssignment::default() })),
+        }
     }
 
     fn change(generation: u64, complete: bool, put: Vec<Assignment>, remove: &[&str]) -> AssignmentChange {

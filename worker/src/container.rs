@@ -36,7 +36,8 @@ pub struct Process {
 /// The process of a task's container.
 pub fn process(spec: &ContainerSpec, image: &ImageConfig) -> Result<Process, Failure> {
     // A command in the spec replaces the image's entry point, and with it the image's own arguments.
-    let mut args = if spec.command.is_empty() { image.entrypoint.clone().unwrap_or_default() } else { spec.command.clone() };
+    let mut args =
+        if spec.command.is_empty() { image.entrypoint.clone().unwrap_or_default() } else { spec.command.clone() };
     if !spec.args.is_empty() {
         args.extend(spec.args.iter().cloned());
     } else if spec.command.is_empty() {
@@ -229,7 +230,11 @@ mod tests {
     #[test]
     fn a_secret_that_is_missing_stops_the_task() {
         let spec = ContainerSpec {
-            secrets: vec![skep_proto::v1::SecretReference { secret_id: "s".into(), secret_name: "key".into(), file: None }],
+            secrets: vec![skep_proto::v1::SecretReference {
+                secret_id: "s".into(),
+                secret_name: "key".into(),
+                file: None,
+            }],
             ..ContainerSpec::default()
         };
         assert!(files(&Assignments::default(), &spec).is_err());

@@ -245,10 +245,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn timed<T, E: std::error::Error>(
-    what: &str,
-    step: impl Future<Output = Result<T, E>>,
-) -> Result<T, Failure> {
+async fn timed<T, E: std::error::Error>(what: &str, step: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
     match tokio::time::timeout(STEP_WITHIN, step).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(failed(format!("{what}: {}", chain(&error)))),
@@ -267,14 +264,14 @@ fn template(env: &[String], task: &Task, assignment: &TaskAssignment) -> Vec<Str
         ("{{.Task.Name}}", task.name.as_str()),
         ("{{.Task.Slot}}", slot.as_str()),
     ];
-    env.iter()
-        .map(|entry| known.iter().fold(entry.clone(), |text, (name, value)| text.replace(name, value)))
-        .collect()
+    env.iter().map(|entry| known.iter().fold(entry.clone(), |text, (name, value)| text.replace(name, value))).collect()
 }
 
 fn mounts(spec: &skep_proto::v1::ContainerSpec) -> Result<Vec<Mount>, Failure> {
     let mount = |m: &skep_proto::v1::Mount| match m.r#type() {
-        MountType::Bind => Ok(Mount::Bind { source: (&m.source).into(), target: (&m.target).into(), read_only: m.read_only }),
+        MountType::Bind => {
+            Ok(Mount::Bind { source: (&m.source).into(), target: (&m.target).into(), read_only: m.read_only })
+        }
         MountType::Tmpfs => Ok(Mount::Tmpfs {
             target: (&m.target).into(),
             size: u64::try_from(m.tmpfs_size_bytes).ok().filter(|s| *s > 0),
@@ -338,7 +335,9 @@ mod tests {
 
     #[test]
     fn sizes_as_people_write_them() {
-        for (text, bytes) in [("10m", Some(10 << 20)), ("4096", Some(4096)), ("1GB", Some(1 << 30)), ("x", None), ("5q", None)] {
+        for (text, bytes) in
+            [("10m", Some(10 << 20)), ("4096", Some(4096)), ("1GB", Some(1 << 30)), ("x", None), ("5q", None)]
+        {
             assert_eq!(parse_size(text), bytes, "{text}");
         }
     }

@@ -321,7 +321,8 @@ struct RuntimeLogs(Arc<Runtime>);
 
 impl logs::Source for RuntimeLogs {
     fn lines(&self, task_id: &str, options: &LogOptions) -> Result<logs::Lines, String> {
-        let since = (options.since_ns > 0).then(|| Timestamp::from_nanosecond(i128::from(options.since_ns)).ok()).flatten();
+        let since =
+            (options.since_ns > 0).then(|| Timestamp::from_nanosecond(i128::from(options.since_ns)).ok()).flatten();
         let until_ns = if options.until_ns > 0 { options.until_ns } else { i64::MAX };
         let tail = options.tail.and_then(|n| usize::try_from(n).ok());
         let id = container::id(task_id);

@@ -271,10 +271,7 @@ fn lost(assignment: &TaskAssignment, facts: &Facts) -> Option<Failure> {
 
 /// Commands that are repeated until they succeed: giving up would leave something behind.
 fn takes_down(command: Command) -> bool {
-    matches!(
-        command,
-        Command::AwaitExit | Command::StopContainer | Command::CloseSandbox | Command::RemoveContainer
-    )
+    matches!(command, Command::AwaitExit | Command::StopContainer | Command::CloseSandbox | Command::RemoveContainer)
 }
 
 fn status(id: &str, state: TaskState, facts: &Facts, pid: i32) -> TaskStatus {

@@ -149,6 +149,9 @@ fn sandbox(assigned: &TaskAssignment, task: &v1::Task, facts: &Facts) -> Sandbox
         networks: task.networks.iter().filter_map(attachment).collect(),
         host_ports: if live { task.host_ports.iter().filter_map(host_port).collect() } else { Vec::new() },
         gateway: true,
-        dns: DnsConfig { upstream: if given.is_empty() { facts.upstream.clone() } else { given }, ..DnsConfig::default() },
+        dns: DnsConfig {
+            upstream: if given.is_empty() { facts.upstream.clone() } else { given },
+            ..DnsConfig::default()
+        },
     }
 }

@@ -7,9 +7,7 @@ use skep_proto::v1::{LogBatch, LogOptions, PublishMode, TaskAssignment, TaskStat
 use skep_runtime::{Runtime, State};
 use tokio_stream::StreamExt;
 
-use crate::api::backend::{
-    BoxStream, Container, ContainerNetwork, ContainerState, Containers, Failure, Stats,
-};
+use crate::api::backend::{BoxStream, Container, ContainerNetwork, ContainerState, Containers, Failure, Stats};
 use crate::node::Node;
 
 /// Containers as the API wants them.

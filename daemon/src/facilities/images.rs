@@ -106,12 +106,8 @@ impl Images for ImagesFacility {
 impl ImagesFacility {
     /// Ids of images that this node's tasks run from.
     async fn images_in_use(&self) -> HashSet<String> {
-        let names: HashSet<String> = self
-            .node
-            .local_tasks()
-            .into_iter()
-            .filter_map(|(task, _)| Some(task.spec?.container?.image))
-            .collect();
+        let names: HashSet<String> =
+            self.node.local_tasks().into_iter().filter_map(|(task, _)| Some(task.spec?.container?.image)).collect();
         self.blocking(move |store| Ok(names.iter().filter_map(|n| store.resolve(n).ok()).map(|i| i.id).collect()))
             .await
             .unwrap_or_default()

@@ -20,7 +20,8 @@ impl TaskLogs for LogsFacility {
         task_ids: Vec<String>,
         options: LogOptions,
     ) -> Result<BoxStream<Result<LogBatch, Failure>>, Failure> {
-        let manager = self.0.manager().ok_or_else(|| Failure::Unavailable("this node is not a swarm manager".to_owned()))?;
+        let manager =
+            self.0.manager().ok_or_else(|| Failure::Unavailable("this node is not a swarm manager".to_owned()))?;
         let batches = manager.task_logs(task_ids, options);
         Ok(Box::pin(ReceiverStream::new(batches).map(Ok)))
     }

@@ -55,14 +55,31 @@ fn steps(lab: &Lab, image: &Path, say: &mut dyn FnMut(&str)) -> Result<()> {
     lab.skep_ok(first, &["network", "create", "--driver", "overlay", "demo"])?;
     lab.skep_ok(
         first,
-        &["service", "create", "--name", "web", "--replicas", "3", "--publish", "8080:80", "--network", "demo",
-          "--restart-delay", "100ms", "--detach", "whoami"],
+        &[
+            "service",
+            "create",
+            "--name",
+            "web",
+            "--replicas",
+            "3",
+            "--publish",
+            "8080:80",
+            "--network",
+            "demo",
+            "--restart-delay",
+            "100ms",
+            "--detach",
+            "whoami",
+        ],
     )?;
     wait(lab, first, "web", 3)?;
     say(&line(begun, "service web: 3 tasks on an overlay network, port 8080 published on every node"));
 
     let begun = Instant::now();
-    lab.skep_ok(first, &["service", "create", "--name", "client", "--network", "demo", "--detach", "whoami", "client", "http://web/"])?;
+    lab.skep_ok(
+        first,
+        &["service", "create", "--name", "client", "--network", "demo", "--detach", "whoami", "client", "http://web/"],
+    )?;
     wait(lab, first, "client", 1)?;
     say(&line(begun, "service client: 1 task on the same network"));
 
@@ -82,7 +99,11 @@ fn published(lab: &Lab, say: &mut dyn FnMut(&str)) -> Result<()> {
         for _ in 0..REQUESTS {
             let answer = lab.ask(OUTSIDE, address, REQUEST).with_context(|| format!("through {node}"))?;
             if answer.client != own {
-                bail!("through {node}: task {} saw {} and not the client's address {own}", answer.hostname, answer.client);
+                bail!(
+                    "through {node}: task {} saw {} and not the client's address {own}",
+                    answer.hostname,
+                    answer.client
+                );
             }
             tasks.insert(answer.hostname);
         }
@@ -121,7 +142,8 @@ fn node_lost(lab: &Lab, asked: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
     let begun = Instant::now();
     lab.restart(&victim)?;
     until("the node's return", || {
-        let list = lab.skep_ok(asked, &["node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}"]).ok()?;
+        let list =
+            lab.skep_ok(asked, &["node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}"]).ok()?;
         list.lines().find(|l| l.starts_with(&format!("{victim} Ready")) && !l.contains("Unreachable")).map(drop)
     })?;
     say(&line(begun, &format!("{victim} started again: ready")));
@@ -132,8 +154,12 @@ fn node_lost(lab: &Lab, asked: &str, say: &mut dyn FnMut(&str)) -> Result<()> {
 fn leader_lost(lab: &Lab, say: &mut dyn FnMut(&str)) -> Result<()> {
     let list = lab.skep_ok("n1", &["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"])?;
     let leader = list.lines().find_map(|l| l.strip_suffix(" Leader")).context("no leader is listed")?.trim().to_owned();
-    let managers: Vec<String> =
-        list.lines().filter_map(|l| l.split_once(' ')).filter(|(_, s)| !s.trim().is_empty()).map(|(n, _)| n.to_owned()).collect();
+    let managers: Vec<String> = list
+        .lines()
+        .filter_map(|l| l.split_once(' '))
+        .filter(|(_, s)| !s.trim().is_empty())
+        .map(|(n, _)| n.to_owned())
+        .collect();
     let Some(other) = managers.iter().find(|n| **n != leader) else {
         say("             (a single manager has no successor: that step is left out)");
         return Ok(());
@@ -150,8 +176,16 @@ fn leader_lost(lab: &Lab, say: &mut dyn FnMut(&str)) -> Result<()> {
 
 /// Nodes on which a service's tasks run.
 fn running(lab: &Lab, node: &str, service: &str) -> Result<Vec<String>> {
-    let list = lab.skep_ok(node, &["service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}", service])?;
-    Ok(list.lines().filter_map(|l| l.split_once(' ')).filter(|(_, s)| s.starts_with("Running")).map(|(n, _)| n.to_owned()).collect())
+    let list = lab.skep_ok(
+        node,
+        &["service", "ps", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}", service],
+    )?;
+    Ok(list
+        .lines()
+        .filter_map(|l| l.split_once(' '))
+        .filter(|(_, s)| s.starts_with("Running"))
+        .map(|(n, _)| n.to_owned())
+        .collect())
 }
 
 fn wait(lab: &Lab, node: &str, service: &str, tasks: usize) -> Result<()> {

@@ -255,7 +255,10 @@ impl Lab {
         for (i, node) in others.iter().enumerate() {
             let token = if i + 1 < managers { &manager } else { &worker };
             let own = self.address(node)?;
-            self.skep_ok(node, &["swarm", "join", "--advertise-addr", &own, "--token", token, &format!("{address}:2377")])?;
+            self.skep_ok(
+                node,
+                &["swarm", "join", "--advertise-addr", &own, "--token", token, &format!("{address}:2377")],
+            )?;
         }
         Ok(())
     }

@@ -30,12 +30,7 @@ pub(super) fn plug_in(switch: &Init, machine: &Init, name: &str, address: Ipv4Ad
         let port = port(name);
         // A machine that lost its power leaves its end of the cable behind for a moment.
         absent_is_fine(handle.delete_link_named(&port).await)?;
-        let end = VethEnd {
-            name: &port,
-            master: Some(handle.index(WHOLE).await?),
-            up: true,
-            ..VethEnd::default()
-        };
+        let end = VethEnd { name: &port, master: Some(handle.index(WHOLE).await?), up: true, ..VethEnd::default() };
         let other = VethEnd { name: INTERFACE, up: true, namespace: Some(&far), ..VethEnd::default() };
         Ok(handle.add_veth(&end, &other).await?)
     })?;

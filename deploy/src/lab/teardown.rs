@@ -47,9 +47,8 @@ pub fn leftovers(name: &str) -> Vec<String> {
     let Ok(layout) = Layout::new(name) else { return Vec::new() };
     let mut left = Vec::new();
     let (run, state) = (layout.run_dir().display().to_string(), layout.state_dir().display().to_string());
-    let named = |text: &str| {
-        [&run, &state].iter().any(|dir| text.contains(&format!("{dir}/")) || text.ends_with(dir.as_str()))
-    };
+    let named =
+        |text: &str| [&run, &state].iter().any(|dir| text.contains(&format!("{dir}/")) || text.ends_with(dir.as_str()));
     for process in subdirectories(Path::new("/proc")) {
         let command = fs::read(process.join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
@@ -60,8 +59,16 @@ pub fn leftovers(name: &str) -> Vec<String> {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     left.extend(mounts.lines().filter(|l| named(l)).map(|l| format!("mount {l}")));
-    left.extend(cgroup_roots().into_iter().map(|r| r.join(layout.cgroup())).filter(|d| d.exists()).map(|d| format!("cgroup {}", d.display())));
-    left.extend([layout.run_dir(), layout.state_dir()].iter().filter(|d| d.exists()).map(|d| format!("files {}", d.display())));
+    left.extend(
+        cgroup_roots()
+            .into_iter()
+            .map(|r| r.join(layout.cgroup()))
+            .filter(|d| d.exists())
+            .map(|d| format!("cgroup {}", d.display())),
+    );
+    left.extend(
+        [layout.run_dir(), layout.state_dir()].iter().filter(|d| d.exists()).map(|d| format!("files {}", d.display())),
+    );
     left
 }
 

@@ -47,8 +47,7 @@ impl fmt::Display for Failure {
 
 /// Requests `url` for ever; ends only when nobody reads its lines any more, or the URL is none.
 pub(crate) fn repeat(url: &str, interval: Duration, timeout: Duration) -> io::Result<ExitCode> {
-    let url = Url::parse(url)
-        .ok_or_else(|| io::Error::other(Failure::Url(url.to_owned()).to_string()))?;
+    let url = Url::parse(url).ok_or_else(|| io::Error::other(Failure::Url(url.to_owned()).to_string()))?;
     loop {
         let started = Instant::now();
         let answer = request(&url, timeout);
@@ -60,9 +59,7 @@ pub(crate) fn repeat(url: &str, interval: Duration, timeout: Duration) -> io::Re
 
 /// Requests `url` once and prints the body.
 pub(crate) fn once(url: &str, timeout: Duration) -> ExitCode {
-    let answer = Url::parse(url)
-        .ok_or_else(|| Failure::Url(url.to_owned()))
-        .and_then(|url| request(&url, timeout));
+    let answer = Url::parse(url).ok_or_else(|| Failure::Url(url.to_owned())).and_then(|url| request(&url, timeout));
     match answer {
         Ok(answer) => {
             let printed = io::stdout().write_all(answer.body.as_bytes());
@@ -81,18 +78,10 @@ fn summary(answer: &Result<Answer, Failure>, took: Duration) -> String {
     match answer {
         Ok(answer) => {
             let field = |name: &str| {
-                let value = answer
-                    .body
-                    .lines()
-                    .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+                let value = answer.body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
                 value.unwrap_or("-").to_owned()
             };
-            format!(
-                "{} {} {} {millis:.1}ms",
-                answer.status,
-                field("Hostname"),
-                field("RemoteAddr")
-            )
+            format!("{} {} {} {millis:.1}ms", answer.status, field("Hostname"), field("RemoteAddr"))
         }
         Err(failure) => format!("ERR - - {millis:.1}ms {failure}"),
     }
@@ -105,14 +94,7 @@ impl Url {
         let (host, port) = match authority.strip_prefix('[') {
             Some(v6) => {
                 let (host, port) = v6.split_once(']')?;
-                (
-                    host,
-                    if port.is_empty() {
-                        None
-                    } else {
-                        Some(port.strip_prefix(':')?)
-                    },
-                )
+                (host, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) })
             }
             None => match authority.split_once(':') {
                 Some((host, port)) => (host, Some(port)),
@@ -125,22 +107,14 @@ impl Url {
             return None;
         }
         let path = if path.is_empty() { "/" } else { path };
-        Some(Self {
-            host: host.to_owned(),
-            port,
-            path: path.to_owned(),
-        })
+        Some(Self { host: host.to_owned(), port, path: path.to_owned() })
     }
 }
 
 fn request(url: &Url, timeout: Duration) -> Result<Answer, Failure> {
     let deadline = Instant::now() + timeout;
     let mut stream = connect(url, deadline)?;
-    let host = if url.host.contains(':') {
-        format!("[{}]", url.host)
-    } else {
-        url.host.clone()
-    };
+    let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
     let head = format!(
         "GET {} HTTP/1.1\r\nHost: {host}:{}\r\nUser-Agent: whoami\r\nAccept: */*\r\nConnection: close\r\n\r\n",
         url.path, url.port
@@ -152,9 +126,7 @@ fn request(url: &Url, timeout: Duration) -> Result<Answer, Failure> {
 /// The first of the host's addresses that accepts.
 fn connect(url: &Url, deadline: Instant) -> Result<TcpStream, Failure> {
     let resolve = |error| Failure::Resolve(url.host.clone(), error);
-    let addresses = (url.host.as_str(), url.port)
-        .to_socket_addrs()
-        .map_err(resolve)?;
+    let addresses = (url.host.as_str(), url.port).to_socket_addrs().map_err(resolve)?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -163,9 +135,7 @@ fn connect(url: &Url, deadline: Instant) -> Result<TcpStream, Failure> {
         }
         match TcpStream::connect_timeout(&address, left) {
             Ok(stream) => {
-                stream
-                    .set_write_timeout(Some(left))
-                    .map_err(Failure::Connect)?;
+                stream.set_write_timeout(Some(left)).map_err(Failure::Connect)?;
                 return Ok(stream);
             }
             Err(error) => last = error,
@@ -188,9 +158,7 @@ impl Read for Deadline {
         }
         self.stream.set_read_timeout(Some(left))?;
         match self.stream.read(buf) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Err(io::ErrorKind::TimedOut.into())
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
             other => other,
         }
     }
@@ -202,10 +170,7 @@ fn read_answer(mut stream: impl BufRead) -> Result<Answer, Failure> {
     head.read_line(&mut line).map_err(Failure::Talk)?;
     let mut words = line.split_whitespace();
     let version = words.next().unwrap_or_default();
-    let status: u16 = words
-        .next()
-        .and_then(|code| code.parse().ok())
-        .ok_or(Failure::NotHttp)?;
+    let status: u16 = words.next().and_then(|code| code.parse().ok()).ok_or(Failure::NotHttp)?;
     if !version.starts_with("HTTP/1.") {
         return Err(Failure::NotHttp);
     }
@@ -218,9 +183,7 @@ fn read_answer(mut stream: impl BufRead) -> Result<Answer, Failure> {
         }
         let (name, value) = line.split_once(':').ok_or(Failure::NotHttp)?;
         match name.to_ascii_lowercase().as_str() {
-            "content-length" => {
-                length = Some(value.trim().parse::<u64>().map_err(|_| Failure::NotHttp)?)
-            }
+            "content-length" => length = Some(value.trim().parse::<u64>().map_err(|_| Failure::NotHttp)?),
             "transfer-encoding" => chunked = value.trim().eq_ignore_ascii_case("chunked"),
             _ => {}
         }
@@ -228,27 +191,16 @@ fn read_answer(mut stream: impl BufRead) -> Result<Answer, Failure> {
     if !line.ends_with('\n') {
         return Err(Failure::Talk(io::ErrorKind::UnexpectedEof.into()));
     }
-    let body = if chunked {
-        read_chunks(&mut stream)
-    } else {
-        read_body(&mut stream, length)
-    };
+    let body = if chunked { read_chunks(&mut stream) } else { read_body(&mut stream, length) };
     let body = body.map_err(Failure::Talk)?;
-    Ok(Answer {
-        status,
-        body: String::from_utf8_lossy(&body).into_owned(),
-    })
+    Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
 }
 
 fn read_body(stream: &mut impl Read, length: Option<u64>) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
-    stream
-        .take(length.unwrap_or(BODY_MAX).min(BODY_MAX))
-        .read_to_end(&mut body)?;
+    stream.take(length.unwrap_or(BODY_MAX).min(BODY_MAX)).read_to_end(&mut body)?;
     match length {
-        Some(length) if (body.len() as u64) < length.min(BODY_MAX) => {
-            Err(io::ErrorKind::UnexpectedEof.into())
-        }
+        Some(length) if (body.len() as u64) < length.min(BODY_MAX) => Err(io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(body),
     }
 }
@@ -259,8 +211,7 @@ fn read_chunks(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
         let mut line = String::new();
         stream.take(100).read_line(&mut line)?;
         let size = line.trim_end().split(';').next().unwrap_or_default();
-        let size = u64::from_str_radix(size, 16)
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        let size = u64::from_str_radix(size, 16).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         if size == 0 || body.len() as u64 + size > BODY_MAX {
             return Ok(body);
         }
@@ -281,22 +232,14 @@ fn timestamp(now: SystemTime) -> String {
     let shifted = days + 719_468;
     let era = shifted / 146_097;
     let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z",
-        since.subsec_millis()
-    )
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
 #[cfg(test)]
@@ -306,54 +249,25 @@ mod tests {
 
     #[test]
     fn urls() {
-        let url = |host: &str, port, path: &str| {
-            Some(Url {
-                host: host.into(),
-                port,
-                path: path.into(),
-            })
-        };
+        let url = |host: &str, port, path: &str| Some(Url { host: host.into(), port, path: path.into() });
         assert_eq!(Url::parse("http://web"), url("web", 80, "/"));
-        assert_eq!(
-            Url::parse("http://web:8080/a?b=c"),
-            url("web", 8080, "/a?b=c")
-        );
+        assert_eq!(Url::parse("http://web:8080/a?b=c"), url("web", 8080, "/a?b=c"));
         assert_eq!(Url::parse("http://[::1]:81/x"), url("::1", 81, "/x"));
-        for bad in [
-            "",
-            "web",
-            "https://web",
-            "http://",
-            "http://web:x",
-            "http://a b",
-            "http://web/\r\n",
-            "http://[::1",
-        ] {
+        for bad in ["", "web", "https://web", "http://", "http://web:x", "http://a b", "http://web/\r\n", "http://[::1"]
+        {
             assert_eq!(Url::parse(bad), None, "{bad:?}");
         }
     }
 
     #[test]
     fn answers_are_read_whole_or_refused() {
-        let read =
-            |text: &str| read_answer(text.as_bytes()).map(|answer| (answer.status, answer.body));
-        assert_eq!(
-            read("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi!").unwrap(),
-            (200, "hi".to_owned())
-        );
-        assert_eq!(
-            read("HTTP/1.0 404 No\r\n\r\nall of it").unwrap(),
-            (404, "all of it".to_owned())
-        );
-        let chunked =
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
+        let read = |text: &str| read_answer(text.as_bytes()).map(|answer| (answer.status, answer.body));
+        assert_eq!(read("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi!").unwrap(), (200, "hi".to_owned()));
+        assert_eq!(read("HTTP/1.0 404 No\r\n\r\nall of it").unwrap(), (404, "all of it".to_owned()));
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
         assert_eq!(read(chunked).unwrap(), (200, "abc".to_owned()));
-        for bad in [
-            "",
-            "nonsense\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi",
-            "HTTP/1.1 200 OK\r\nA: b",
-        ] {
+        for bad in ["", "nonsense\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi", "HTTP/1.1 200 OK\r\nA: b"]
+        {
             assert!(read(bad).is_err(), "{bad:?}");
         }
     }

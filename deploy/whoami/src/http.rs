@@ -24,10 +24,7 @@ pub(crate) struct Refusal(pub(crate) u16);
 
 impl Request {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(other, _)| other.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -36,31 +33,19 @@ impl Request {
 
     pub(crate) fn query(&self, name: &str) -> Option<&str> {
         let (_, query) = self.target.split_once('?')?;
-        query
-            .split('&')
-            .find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name))
-            .map(|(_, value)| value)
+        query.split('&').find_map(|pair| pair.split_once('=').filter(|(key, _)| *key == name)).map(|(_, value)| value)
     }
 
     /// Whether the peer wants to send more requests on the same connection.
     pub(crate) fn keep_alive(&self) -> bool {
-        let options = self
-            .header("connection")
-            .unwrap_or_default()
-            .to_ascii_lowercase();
+        let options = self.header("connection").unwrap_or_default().to_ascii_lowercase();
         let has = |option: &str| options.split(',').any(|part| part.trim() == option);
-        if self.version == "HTTP/1.0" {
-            has("keep-alive")
-        } else {
-            !has("close")
-        }
+        if self.version == "HTTP/1.0" { has("keep-alive") } else { !has("close") }
     }
 }
 
 /// Reads one request and its body. `Ok(None)`: the peer closed the connection before a new one.
-pub(crate) fn read_request(
-    stream: &mut impl BufRead,
-) -> io::Result<Result<Option<Request>, Refusal>> {
+pub(crate) fn read_request(stream: &mut impl BufRead) -> io::Result<Result<Option<Request>, Refusal>> {
     let mut head = stream.by_ref().take(HEAD_MAX);
     let mut line = match read_line(&mut head)? {
         Line::End => return Ok(Ok(None)),
@@ -76,15 +61,11 @@ pub(crate) fn read_request(
         }
     }
     let mut parts = line.split(' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
     else {
         return Ok(Err(Refusal(400)));
     };
-    if method.is_empty()
-        || !method.bytes().all(|b| b.is_ascii_uppercase())
-        || !target.starts_with('/')
-    {
+    if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) || !target.starts_with('/') {
         return Ok(Err(Refusal(400)));
     }
     if !matches!(version, "HTTP/1.1" | "HTTP/1.0") {
@@ -113,9 +94,7 @@ pub(crate) fn read_request(
         if request.headers.len() == HEADERS_MAX {
             return Ok(Err(Refusal(431)));
         }
-        request
-            .headers
-            .push((name.to_owned(), value.trim().to_owned()));
+        request.headers.push((name.to_owned(), value.trim().to_owned()));
     }
     if request.version == "HTTP/1.1" && request.header("host").is_none() {
         return Ok(Err(Refusal(400)));
@@ -131,25 +110,16 @@ fn skip_body(request: &Request, stream: &mut impl Read) -> io::Result<Option<Ref
     if request.header("transfer-encoding").is_some() {
         return Ok(Some(Refusal(501)));
     }
-    let mut lengths = request
-        .headers
-        .iter()
-        .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    let mut lengths = request.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
     let length = match (lengths.next(), lengths.next()) {
         (None, _) => return Ok(None),
-        (Some((_, text)), None) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
-            text.parse::<u64>()
-        }
+        (Some((_, text)), None) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => text.parse::<u64>(),
         _ => return Ok(Some(Refusal(400))),
     };
     match length {
         Ok(length) if length <= BODY_MAX => {
             let read = io::copy(&mut stream.take(length), &mut io::sink())?;
-            if read < length {
-                Err(io::ErrorKind::UnexpectedEof.into())
-            } else {
-                Ok(None)
-            }
+            if read < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(None) }
         }
         _ => Ok(Some(Refusal(413))),
     }
@@ -165,11 +135,7 @@ fn read_line(head: &mut io::Take<&mut impl BufRead>) -> io::Result<Line> {
     let mut line = Vec::new();
     head.read_until(b'\n', &mut line)?;
     if line.pop() != Some(b'\n') {
-        return Ok(if head.limit() == 0 {
-            Line::TooLong
-        } else {
-            Line::End
-        });
+        return Ok(if head.limit() == 0 { Line::TooLong } else { Line::End });
     }
     if line.last() == Some(&b'\r') {
         line.pop();
@@ -239,26 +205,17 @@ mod tests {
         let text = "POST /a?x=1&ms=20 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhelloGET /b HTTP/1.0\r\n\r\n";
         let mut stream = text.as_bytes();
         let first = read_request(&mut stream).unwrap().unwrap().unwrap();
-        assert_eq!(
-            (first.method.as_str(), first.path(), first.query("ms")),
-            ("POST", "/a", Some("20"))
-        );
+        assert_eq!((first.method.as_str(), first.path(), first.query("ms")), ("POST", "/a", Some("20")));
         assert!(first.keep_alive());
         let second = read_request(&mut stream).unwrap().unwrap().unwrap();
-        assert_eq!(
-            (second.path(), second.query("ms"), second.keep_alive()),
-            ("/b", None, false)
-        );
+        assert_eq!((second.path(), second.query("ms"), second.keep_alive()), ("/b", None, false));
         assert_eq!(read_request(&mut stream).unwrap(), Ok(None));
     }
 
     #[test]
     fn persistence_follows_version_and_header() {
         let keep = |version: &str, header: &str| {
-            read(&format!("GET / {version}\r\nHost: h\r\n{header}\r\n\r\n"))
-                .unwrap()
-                .unwrap()
-                .keep_alive()
+            read(&format!("GET / {version}\r\nHost: h\r\n{header}\r\n\r\n")).unwrap().unwrap().keep_alive()
         };
         assert!(keep("HTTP/1.1", "X: y"));
         assert!(!keep("HTTP/1.1", "Connection: Close"));
@@ -277,32 +234,15 @@ mod tests {
             ("GET / HTTP/1.1\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost : h\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost: h\r\n folded\r\n\r\n", 400),
-            (
-                "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n",
-                400,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-                400,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n",
-                413,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
-                501,
-            ),
+            ("GET / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999\r\n\r\n", 413),
+            ("GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
             ("GET / HTTP/2\r\nHost: h\r\n\r\n", 505),
             (&long, 431),
             (&many, 431),
         ] {
-            assert_eq!(
-                read(text),
-                Err(Refusal(status)),
-                "{}",
-                &text[..text.len().min(60)]
-            );
+            assert_eq!(read(text), Err(Refusal(status)), "{}", &text[..text.len().min(60)]);
         }
         assert_eq!(read(""), Ok(None));
         assert_eq!(read("GET / HTTP/1.1\r\nHo"), Ok(None));

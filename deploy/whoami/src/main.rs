@@ -25,19 +25,9 @@ usage: whoami [--port N] [--address IP]           serve HTTP and UDP (port 80, a
        whoami get URL [--timeout 5s]              request URL once; exit code 0 for a 2xx answer";
 
 enum Command {
-    Serve {
-        address: Option<IpAddr>,
-        port: u16,
-    },
-    Client {
-        url: String,
-        interval: Duration,
-        timeout: Duration,
-    },
-    Get {
-        url: String,
-        timeout: Duration,
-    },
+    Serve { address: Option<IpAddr>, port: u16 },
+    Client { url: String, interval: Duration, timeout: Duration },
+    Get { url: String, timeout: Duration },
 }
 
 fn main() -> ExitCode {
@@ -57,20 +47,9 @@ fn run(command: Command) -> io::Result<ExitCode> {
     match command {
         Command::Serve { address, port } => {
             let signals = signals()?;
-            server::serve(
-                server::Config {
-                    address,
-                    port,
-                    identity: host::Identity::new(),
-                },
-                signals,
-            )
+            server::serve(server::Config { address, port, identity: host::Identity::new() }, signals)
         }
-        Command::Client {
-            url,
-            interval,
-            timeout,
-        } => {
+        Command::Client { url, interval, timeout } => {
             exit_on(signals()?)?;
             client::repeat(&url, interval, timeout)
         }
@@ -101,25 +80,14 @@ fn parse(args: &[String]) -> Result<Command, String> {
             "--port" => port = value.parse().map_err(|_| bad())?,
             "--address" => address = Some(value.parse().map_err(|_| bad())?),
             "--interval" => interval = duration::parse(&value).ok_or_else(bad)?,
-            "--timeout" => {
-                timeout = duration::parse(&value)
-                    .filter(|t| !t.is_zero())
-                    .ok_or_else(bad)?
-            }
+            "--timeout" => timeout = duration::parse(&value).filter(|t| !t.is_zero()).ok_or_else(bad)?,
             _ => return Err(format!("unknown option {name}\n{USAGE}")),
         }
     }
     match words.as_slice() {
         [] => Ok(Command::Serve { address, port }),
-        ["client", url] => Ok(Command::Client {
-            url: (*url).to_owned(),
-            interval,
-            timeout,
-        }),
-        ["get", url] => Ok(Command::Get {
-            url: (*url).to_owned(),
-            timeout,
-        }),
+        ["client", url] => Ok(Command::Client { url: (*url).to_owned(), interval, timeout }),
+        ["get", url] => Ok(Command::Get { url: (*url).to_owned(), timeout }),
         _ => Err(USAGE.to_owned()),
     }
 }
@@ -134,13 +102,11 @@ fn signals() -> io::Result<UnixStream> {
 }
 
 fn exit_on(mut signals: UnixStream) -> io::Result<()> {
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            // An error means that no signal can be heard any more: better gone than deaf.
-            let _ = signals.read(&mut [0]);
-            std::process::exit(0);
-        })?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        // An error means that no signal can be heard any more: better gone than deaf.
+        let _ = signals.read(&mut [0]);
+        std::process::exit(0);
+    })?;
     Ok(())
 }
 

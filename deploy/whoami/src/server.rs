@@ -3,9 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::io::{self, BufReader, Read, Write};
-use std::net::{
-    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -47,11 +45,7 @@ pub(crate) fn serve(config: Config, mut signals: UnixStream) -> io::Result<ExitC
     let mut listening = Vec::new();
     for Sockets { tcp, udp } in sockets {
         let local = tcp.local_addr()?;
-        writeln!(
-            io::stdout(),
-            "listening on {local} (tcp, udp), name {}",
-            identity.name
-        )?;
+        writeln!(io::stdout(), "listening on {local} (tcp, udp), name {}", identity.name)?;
         listening.push(local);
         let (of_tcp, of_udp) = (Arc::clone(&identity), Arc::clone(&identity));
         let acceptor = Acceptor::new(&shared);
@@ -76,10 +70,7 @@ pub(crate) fn serve(config: Config, mut signals: UnixStream) -> io::Result<ExitC
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<thread::JoinHandle<()>> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .stack_size(STACK)
-        .spawn(body)
+    thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(body)
 }
 
 struct Sockets {
@@ -105,9 +96,7 @@ fn bind(address: Option<IpAddr>, port: u16) -> io::Result<Vec<Sockets>> {
     if let Some(address) = address {
         return Ok(vec![pair(address, port)?]);
     }
-    let mut sockets: Vec<Sockets> = pair(Ipv6Addr::UNSPECIFIED.into(), port)
-        .into_iter()
-        .collect();
+    let mut sockets: Vec<Sockets> = pair(Ipv6Addr::UNSPECIFIED.into(), port).into_iter().collect();
     let port = match sockets.first() {
         Some(first) => first.tcp.local_addr()?.port(),
         None => port,
@@ -159,18 +148,13 @@ impl Shared {
     fn stop(&self, listening: &[SocketAddr]) {
         let mut state = self.state();
         state.stopping = true;
-        for connection in state
-            .connections
-            .values()
-            .filter(|connection| !connection.busy)
-        {
+        for connection in state.connections.values().filter(|connection| !connection.busy) {
             let _ = connection.stream.shutdown(Shutdown::Both);
         }
         for local in listening {
             let target = SocketAddr::new(crate::reachable(local.ip()), local.port());
             // The lock is held, so that the listener knows the connection when it sees it.
-            let wake =
-                TcpStream::connect_timeout(&target, WAKE).and_then(|stream| stream.local_addr());
+            let wake = TcpStream::connect_timeout(&target, WAKE).and_then(|stream| stream.local_addr());
             match wake {
                 Ok(wake) => drop(state.wakes.insert(canonical(wake))),
                 Err(_) => state.abrupt = true,
@@ -194,11 +178,7 @@ impl Shared {
             if left.is_zero() {
                 break;
             }
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.connections.len()
     }
@@ -212,25 +192,14 @@ impl Shared {
         }
         state.next += 1;
         let id = state.next;
-        state.connections.insert(
-            id,
-            Connection {
-                stream,
-                busy: false,
-            },
-        );
-        Some(Guest {
-            shared: Arc::clone(self),
-            id,
-        })
+        state.connections.insert(id, Connection { stream, busy: false });
+        Some(Guest { shared: Arc::clone(self), id })
     }
 
     /// Sleeps, but not past the end.
     fn pause(&self, time: Duration) {
         let state = self.state();
-        let _ = self
-            .changed
-            .wait_timeout_while(state, time, |state| !state.stopping);
+        let _ = self.changed.wait_timeout_while(state, time, |state| !state.stopping);
     }
 }
 
@@ -325,13 +294,7 @@ fn converse(stream: &TcpStream, guest: &Guest, identity: &Identity) -> io::Resul
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(http::Refusal(status)) => {
-                return http::write_response(
-                    &mut &*stream,
-                    status,
-                    "request refused\n",
-                    false,
-                    false,
-                );
+                return http::write_response(&mut &*stream, status, "request refused\n", false, false);
             }
         };
         let keep_alive = answer(&mut &*stream, &request, peer, identity, &guest.shared)?;
@@ -383,11 +346,7 @@ fn describe(request: &Request, peer: SocketAddr, identity: &Identity) -> String 
         let _ = writeln!(body, "IP: {address}");
     }
     let _ = writeln!(body, "RemoteAddr: {peer}");
-    let _ = writeln!(
-        body,
-        "{} {} {}",
-        request.method, request.target, request.version
-    );
+    let _ = writeln!(body, "{} {} {}", request.method, request.target, request.version);
     for (name, value) in &request.headers {
         let _ = writeln!(body, "{name}: {value}");
     }

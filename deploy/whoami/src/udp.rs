@@ -19,11 +19,7 @@ pub(crate) fn echo(socket: &UdpSocket, identity: &Arc<Identity>) -> io::Result<(
                 answer.extend_from_slice(&buffer[..length]);
                 let _ = socket.send_to(&answer, peer);
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted
-                ) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted) => {}
             Err(error) => return Err(error),
         }
     }

@@ -28,11 +28,7 @@ impl Server {
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
         let address = line.split_whitespace().nth(2).unwrap().parse().unwrap();
-        Self {
-            child,
-            address,
-            _out: out,
-        }
+        Self { child, address, _out: out }
     }
 
     fn connect(&self) -> TcpStream {
@@ -43,11 +39,7 @@ impl Server {
 
     fn get(&self, path: &str) -> String {
         let mut stream = self.connect();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: x\r\nX-Test: yes\r\nConnection: close\r\n\r\n"
-        )
-        .unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nX-Test: yes\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
@@ -81,10 +73,7 @@ fn read_one(stream: &mut BufReader<TcpStream>) -> (String, String) {
     let (mut head, mut length) = (String::new(), 0);
     loop {
         let mut line = String::new();
-        assert!(
-            stream.read_line(&mut line).unwrap() > 0,
-            "closed after {head:?}"
-        );
+        assert!(stream.read_line(&mut line).unwrap() > 0, "closed after {head:?}");
         if line == "\r\n" {
             break;
         }
@@ -104,11 +93,7 @@ fn it_says_who_it_is_and_whom_it_sees_in_both_families() {
         let server = Server::start(address);
         let mut stream = BufReader::new(server.connect());
         let local = stream.get_ref().local_addr().unwrap();
-        write!(
-            stream.get_mut(),
-            "GET /?a=b HTTP/1.1\r\nHost: hive\r\nX-Test: yes\r\n\r\n"
-        )
-        .unwrap();
+        write!(stream.get_mut(), "GET /?a=b HTTP/1.1\r\nHost: hive\r\nX-Test: yes\r\n\r\n").unwrap();
         let (head, body) = read_one(&mut stream);
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
@@ -138,13 +123,14 @@ fn connections_persist_and_requests_may_be_sent_ahead() {
     while !head.ends_with("\r\n\r\n") {
         stream.read_line(&mut head).unwrap();
     }
-    write!(stream.get_mut(), "POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbodyGET /nowhere HTTP/1.0\r\n\r\n").unwrap();
+    write!(
+        stream.get_mut(),
+        "POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbodyGET /nowhere HTTP/1.0\r\n\r\n"
+    )
+    .unwrap();
     assert_eq!(read_one(&mut stream).1, "ok\n");
     let (head, _) = read_one(&mut stream);
-    assert!(
-        head.starts_with("HTTP/1.1 404") && head.contains("Connection: close"),
-        "{head}"
-    );
+    assert!(head.starts_with("HTTP/1.1 404") && head.contains("Connection: close"), "{head}");
     assert_eq!(stream.read(&mut [0]).unwrap(), 0, "closed after HTTP/1.0");
     assert!(server.get("/slow?ms=x").starts_with("HTTP/1.1 400"));
     let mut garbage = server.connect();
@@ -165,10 +151,7 @@ fn datagrams_are_answered_with_their_sender() {
         let (length, from) = socket.recv_from(&mut buffer).unwrap();
         assert_eq!(from, server.address);
         let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        assert!(
-            answer.ends_with(&format!(" {} hello hive", socket.local_addr().unwrap())),
-            "{answer}"
-        );
+        assert!(answer.ends_with(&format!(" {} hello hive", socket.local_addr().unwrap())), "{answer}");
     }
 }
 
@@ -180,11 +163,7 @@ fn a_terminated_server_finishes_what_runs_and_takes_nothing_new() {
     let mut idle = BufReader::new(idle);
     read_one(&mut idle);
     let mut slow = BufReader::new(server.connect());
-    write!(
-        slow.get_mut(),
-        "GET /slow?ms=1500 HTTP/1.1\r\nHost: x\r\n\r\n"
-    )
-    .unwrap();
+    write!(slow.get_mut(), "GET /slow?ms=1500 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut stream = BufReader::new(server.connect());
     write!(stream.get_mut(), "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut line = String::new();
@@ -193,26 +172,16 @@ fn a_terminated_server_finishes_what_runs_and_takes_nothing_new() {
         stream.read_line(&mut line).unwrap();
     }
     server.terminate();
-    assert_eq!(
-        idle.read(&mut [0]).unwrap(),
-        0,
-        "idle connections are closed at once"
-    );
+    assert_eq!(idle.read(&mut [0]).unwrap(), 0, "idle connections are closed at once");
     let deadline = Instant::now() + WAIT;
     while TcpStream::connect(server.address).is_ok() {
         assert!(Instant::now() < deadline, "it still accepts");
     }
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
-    assert!(
-        rest.ends_with("0\r\n\r\n"),
-        "the stream ends well: {rest:?}"
-    );
+    assert!(rest.ends_with("0\r\n\r\n"), "the stream ends well: {rest:?}");
     let (head, body) = read_one(&mut slow);
-    assert!(
-        head.starts_with("HTTP/1.1 200") && head.contains("Connection: close"),
-        "{head}"
-    );
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("Connection: close"), "{head}");
     assert!(body.contains("Hostname: "));
     assert_eq!(server.wait().code(), Some(0));
 }
@@ -227,31 +196,18 @@ fn what_takes_too_long_is_cut_off() {
     let started = Instant::now();
     server.terminate();
     assert_eq!(server.wait().code(), Some(0));
-    assert!(
-        started.elapsed() < Duration::from_secs(15),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
 }
 
 #[test]
 fn the_client_asks_once_or_for_ever() {
     let mut server = Server::start("127.0.0.1");
     let url = |path: &str| format!("http://{}{path}", server.address);
-    let get = |url: &str| {
-        Command::new(env!("CARGO_BIN_EXE_whoami"))
-            .args(["get", url])
-            .output()
-            .unwrap()
-    };
+    let get = |url: &str| Command::new(env!("CARGO_BIN_EXE_whoami")).args(["get", url]).output().unwrap();
     let good = get(&url("/"));
     assert_eq!(good.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&good.stdout).contains("Name: bee"));
-    for bad in [
-        url("/nowhere"),
-        "http://127.0.0.1:1/".to_owned(),
-        "ftp://x".to_owned(),
-    ] {
+    for bad in [url("/nowhere"), "http://127.0.0.1:1/".to_owned(), "ftp://x".to_owned()] {
         let output = get(&bad);
         assert_eq!(output.status.code(), Some(1), "{bad}");
         assert!(!output.stderr.is_empty());
@@ -267,23 +223,13 @@ fn the_client_asks_once_or_for_ever() {
         last = lines.next().unwrap().unwrap();
         let words: Vec<&str> = last.split(' ').collect();
         assert_eq!((words.len(), words[1]), (5, "200"), "{last}");
-        assert!(
-            words[0].ends_with('Z')
-                && words[3].starts_with("127.0.0.1:")
-                && words[4].ends_with("ms"),
-            "{last}"
-        );
+        assert!(words[0].ends_with('Z') && words[3].starts_with("127.0.0.1:") && words[4].ends_with("ms"), "{last}");
     }
     server.terminate();
     server.wait();
-    let failed = lines
-        .map_while(Result::ok)
-        .find(|line| line.contains(" ERR "))
-        .unwrap();
+    let failed = lines.map_while(Result::ok).find(|line| line.contains(" ERR ")).unwrap();
     assert!(
-        failed.contains("cannot connect")
-            || failed.contains("no whole answer")
-            || failed.contains("not HTTP"),
+        failed.contains("cannot connect") || failed.contains("no whole answer") || failed.contains("not HTTP"),
         "{failed} after {last}"
     );
     kill_process(Pid::from_child(&client), Signal::TERM).unwrap();
@@ -292,22 +238,9 @@ fn the_client_asks_once_or_for_ever() {
 
 #[test]
 fn wrong_arguments_are_explained() {
-    for args in [
-        &["--port", "x"][..],
-        &["--nope", "1"],
-        &["client"],
-        &["get"],
-        &["x"],
-        &["--port"],
-    ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_whoami"))
-            .args(args)
-            .output()
-            .unwrap();
+    for args in [&["--port", "x"][..], &["--nope", "1"], &["client"], &["get"], &["x"], &["--port"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_whoami")).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}");
-        assert!(
-            String::from_utf8_lossy(&output.stderr).contains("usage:"),
-            "{args:?}"
-        );
+        assert!(String::from_utf8_lossy(&output.stderr).contains("usage:"), "{args:?}");
     }
 }

@@ -25,5 +25,10 @@ pub(super) fn watch(store: &Store) -> Stream {
 
 /// The events of one command. Tasks have none of their own at cluster scope.
 fn events(applied: &Applied) -> Vec<ClusterEvent> {
-    applied.changes.iter().filter_map(Change::event).map(|event| ClusterEvent { at_ns: applied.at_ns, ..event }).collect()
+    applied
+        .changes
+        .iter()
+        .filter_map(Change::event)
+        .map(|event| ClusterEvent { at_ns: applied.at_ns, ..event })
+        .collect()
 }

@@ -9,10 +9,8 @@ use super::{Control, errors};
 /// One task by id, prefix or name.
 pub(super) async fn get(control: &Control, request: GetRequest) -> Result<TaskView, Status> {
     let view = control.current().await?;
-    let task = view
-        .state
-        .find_task(&request.reference)
-        .map_err(|e| errors::find(ObjectKind::Task, &request.reference, &e))?;
+    let task =
+        view.state.find_task(&request.reference).map_err(|e| errors::find(ObjectKind::Task, &request.reference, &e))?;
     Ok(show(&view.state, &task))
 }
 

@@ -157,12 +157,7 @@ impl Dispatcher {
     }
 
     /// Fails workers that never begin, and tells all of them when the reader has gone.
-    async fn watch_subscription(
-        &self,
-        id: &str,
-        nodes: &[String],
-        reader: mpsc::Sender<Result<LogBatch, Status>>,
-    ) {
+    async fn watch_subscription(&self, id: &str, nodes: &[String], reader: mpsc::Sender<Result<LogBatch, Status>>) {
         tokio::select! {
             () = reader.closed() => {}
             () = self.stop.cancelled() => {}

@@ -141,9 +141,8 @@ mod tests {
 
     #[test]
     fn of_a_nodes_beats_the_newest_travels() {
-        let beat = |node: &str, generation| {
-            Item::Beat(NodeBeat { node_id: node.into(), applied_generation: generation })
-        };
+        let beat =
+            |node: &str, generation| Item::Beat(NodeBeat { node_id: node.into(), applied_generation: generation });
         let request = gather(vec![beat("a", 1), beat("b", 1), beat("a", 2)]);
         let beats: Vec<_> = request.beats.iter().map(|b| (b.node_id.as_str(), b.applied_generation)).collect();
         assert_eq!(beats, [("b", 1), ("a", 2)]);

@@ -31,9 +31,9 @@ pub(super) async fn serve(dispatcher: &Dispatcher, node_id: &str, session: &Sess
             let _ = session.to_worker.try_send(Err(Status::unavailable("the session was closed by the manager")));
         }
         Err(Ended::Removed) => {
-            let _ = session.to_worker.try_send(Err(Status::permission_denied(format!(
-                "node {node_id} was removed from the cluster"
-            ))));
+            let _ = session
+                .to_worker
+                .try_send(Err(Status::permission_denied(format!("node {node_id} was removed from the cluster"))));
         }
         Err(Ended::TooSlow) => tracing::warn!(node.id = node_id, "session closed: the worker took nothing for 10 s"),
     }
@@ -58,7 +58,8 @@ async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> 
         let Some(_) = view.state.node(node_id) else { return Err(Ended::Removed) };
         if first {
             let heartbeat_ns = view.state.cluster().and_then(|c| c.spec.as_ref().map(|s| s.heartbeat_ns));
-            let registered = Registered { session_id: session.id.clone(), heartbeat_ns: heartbeat_ns.unwrap_or(1_000_000_000) };
+            let registered =
+                Registered { session_id: session.id.clone(), heartbeat_ns: heartbeat_ns.unwrap_or(1_000_000_000) };
             send(session, Kind::Registered(registered)).await?;
         }
         let now_managers = manager_addresses(&view);

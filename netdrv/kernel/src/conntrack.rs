@@ -78,12 +78,10 @@ impl Error {
     fn from_netlink(what: &'static str, error: netlink::Error) -> Self {
         match error {
             netlink::Error::Namespace(e) => Self::Namespace(e),
-            netlink::Error::Socket(Errno::NOBUFS)
-            | netlink::Error::TimedOut
-            | netlink::Error::Interrupted => Self::NoAnswer { what },
-            netlink::Error::Socket(errno) | netlink::Error::Refused(errno, _) => {
-                Self::Refused { what, errno }
+            netlink::Error::Socket(Errno::NOBUFS) | netlink::Error::TimedOut | netlink::Error::Interrupted => {
+                Self::NoAnswer { what }
             }
+            netlink::Error::Socket(errno) | netlink::Error::Refused(errno, _) => Self::Refused { what, errno },
         }
     }
 }
@@ -159,8 +157,7 @@ pub struct Socket {
 impl Socket {
     /// Opens a socket in `namespace`.
     pub fn open(namespace: &Namespace) -> Result<Self> {
-        let netlink = netlink::Socket::open(namespace)
-            .map_err(|e| Error::from_netlink("open a socket", e))?;
+        let netlink = netlink::Socket::open(namespace).map_err(|e| Error::from_netlink("open a socket", e))?;
         Ok(Self { netlink })
     }
 
@@ -174,10 +171,9 @@ impl Socket {
     fn find(&mut self, filter: &Filter, limit: usize, keep: impl Fn(&Entry) -> bool) -> Result<Vec<Entry>> {
         match self.dump(filter, &keep, limit, !filter.is_empty()) {
             // Kernels before 5.8 can't filter; they are asked for all.
-            Err(Error::Refused {
-                errno: Errno::INVAL | Errno::OPNOTSUPP,
-                ..
-            }) if !filter.is_empty() => self.dump(filter, &keep, limit, false),
+            Err(Error::Refused { errno: Errno::INVAL | Errno::OPNOTSUPP, .. }) if !filter.is_empty() => {
+                self.dump(filter, &keep, limit, false)
+            }
             other => other,
         }
     }
@@ -217,17 +213,10 @@ impl Socket {
 
     fn delete_found(&mut self, found: &[Entry], limit: usize) -> Result<Deleted> {
         let mut count = 0;
-        for entries in found
-            .get(..limit.min(found.len()))
-            .unwrap_or_default()
-            .chunks(DELETE_AT_ONCE)
-        {
+        for entries in found.get(..limit.min(found.len())).unwrap_or_default().chunks(DELETE_AT_ONCE) {
             count += self.delete_entries(entries)?;
         }
-        Ok(Deleted {
-            count,
-            more: found.len() > limit,
-        })
+        Ok(Deleted { count, more: found.len() > limit })
     }
 
     fn dump(
@@ -238,13 +227,7 @@ impl Socket {
         in_kernel: bool,
     ) -> Result<Vec<Entry>> {
         let mut w = Writer::default();
-        w.start(
-            SUBSYSTEM << 8 | GET,
-            F_REQUEST | F_DUMP,
-            self.netlink.next_sequence(),
-            filter.family(),
-            0,
-        );
+        w.start(SUBSYSTEM << 8 | GET, F_REQUEST | F_DUMP, self.netlink.next_sequence(), filter.family(), 0);
         if in_kernel {
             filter.write(&mut w);
         }
@@ -257,9 +240,7 @@ impl Socket {
                 found.push(entry);
             }
         };
-        self.netlink
-            .query(w.bytes(), true, each)
-            .map_err(|e| Error::from_netlink("list entries", e))?;
+        self.netlink.query(w.bytes(), true, each).map_err(|e| Error::from_netlink("list entries", e))?;
         Ok(found)
     }
 
@@ -268,26 +249,15 @@ impl Socket {
         let mut last = 0;
         for entry in entries {
             last = self.netlink.next_sequence();
-            let family = if entry.original.source.is_ipv6() {
-                10
-            } else {
-                2
-            };
+            let family = if entry.original.source.is_ipv6() { 10 } else { 2 };
             w.start(SUBSYSTEM << 8 | DELETE, F_REQUEST | F_ACK, last, family, 0);
-            write_tuple(
-                &mut w,
-                TUPLE_ORIGINAL,
-                &entry.original.tuple(),
-                Some(entry.protocol),
-            );
+            write_tuple(&mut w, TUPLE_ORIGINAL, &entry.original.tuple(), Some(entry.protocol));
             // With its number, so that a new connection between the same ports is not taken for the old one.
             w.be32(ID, entry.id);
             w.finish();
         }
         let what = "delete entries";
-        self.netlink
-            .send(w.bytes())
-            .map_err(|e| Error::from_netlink(what, e))?;
+        self.netlink.send(w.bytes()).map_err(|e| Error::from_netlink(what, e))?;
         let (mut count, mut refused) = (0, None);
         let complete = self.netlink.collect(|answer| {
             let Answer::Outcome(sequence, outcome) = answer else {
@@ -329,9 +299,7 @@ impl Tuple {
         self.source.is_none_or(|a| a == flow.source.ip())
             && self.destination.is_none_or(|a| a == flow.destination.ip())
             && self.source_port.is_none_or(|p| p == flow.source.port())
-            && self
-                .destination_port
-                .is_none_or(|p| p == flow.destination.port())
+            && self.destination_port.is_none_or(|p| p == flow.destination.port())
     }
 
     /// `CTA_FILTER_F_*` of the conditions.
@@ -360,12 +328,7 @@ impl Filter {
     }
 
     fn check(&self) -> Result<()> {
-        let addresses = [
-            self.original.source,
-            self.original.destination,
-            self.reply.source,
-            self.reply.destination,
-        ];
+        let addresses = [self.original.source, self.original.destination, self.reply.source, self.reply.destination];
         if addresses.iter().flatten().any(|a| a.is_ipv6() != self.v6) {
             return Err(Error::BadFilter("an address is not of the filter's family"));
         }
@@ -390,11 +353,7 @@ impl Filter {
     fn write(&self, w: &mut Writer) {
         // The protocol is the same in both directions; it is asked for where ports are, and else in the first.
         let original = self.original.flags(self.protocol);
-        let reply = if self.reply.is_empty() {
-            0
-        } else {
-            self.reply.flags(self.protocol)
-        };
+        let reply = if self.reply.is_empty() { 0 } else { self.reply.flags(self.protocol) };
         w.nest(FILTER, |w| {
             w.attribute(FILTER_ORIGINAL, &original.to_ne_bytes());
             w.attribute(FILTER_REPLY, &reply.to_ne_bytes());
@@ -411,10 +370,7 @@ impl Filter {
 fn write_tuple(w: &mut Writer, kind: u16, tuple: &Tuple, protocol: Option<u8>) {
     w.nest(kind, |w| {
         w.nest(TUPLE_IP, |w| {
-            for (address, v4, v6) in [
-                (tuple.source, IP_V4_SRC, IP_V6_SRC),
-                (tuple.destination, IP_V4_DST, IP_V6_DST),
-            ] {
+            for (address, v4, v6) in [(tuple.source, IP_V4_SRC, IP_V6_SRC), (tuple.destination, IP_V4_DST, IP_V6_DST)] {
                 match address {
                     Some(IpAddr::V4(a)) => w.attribute(v4, &a.octets()),
                     Some(IpAddr::V6(a)) => w.attribute(v6, &a.octets()),
@@ -451,28 +407,12 @@ fn read_entry(attributes: Attributes<'_>) -> Option<Entry> {
 fn read_flow(tuple: Attributes<'_>) -> Option<Flow> {
     let (ip, proto) = (tuple.inside(TUPLE_IP), tuple.inside(TUPLE_PROTO));
     let address = |v4, v6| {
-        let short = ip
-            .get(v4)
-            .and_then(|b| <[u8; 4]>::try_from(b).ok())
-            .map(|b| IpAddr::V4(Ipv4Addr::from(b)));
-        short.or_else(|| {
-            ip.get(v6)
-                .and_then(|b| <[u8; 16]>::try_from(b).ok())
-                .map(|b| IpAddr::V6(Ipv6Addr::from(b)))
-        })
+        let short = ip.get(v4).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(|b| IpAddr::V4(Ipv4Addr::from(b)));
+        short.or_else(|| ip.get(v6).and_then(|b| <[u8; 16]>::try_from(b).ok()).map(|b| IpAddr::V6(Ipv6Addr::from(b))))
     };
-    let source = SocketAddr::new(
-        address(IP_V4_SRC, IP_V6_SRC)?,
-        proto.get_be16(PROTO_SRC).unwrap_or(0),
-    );
-    let destination = SocketAddr::new(
-        address(IP_V4_DST, IP_V6_DST)?,
-        proto.get_be16(PROTO_DST).unwrap_or(0),
-    );
-    Some(Flow {
-        source,
-        destination,
-    })
+    let source = SocketAddr::new(address(IP_V4_SRC, IP_V6_SRC)?, proto.get_be16(PROTO_SRC).unwrap_or(0));
+    let destination = SocketAddr::new(address(IP_V4_DST, IP_V6_DST)?, proto.get_be16(PROTO_DST).unwrap_or(0));
+    Some(Flow { source, destination })
 }
 
 #[cfg(test)]
@@ -484,14 +424,8 @@ mod tests {
         let at = |s: &str| s.parse::<SocketAddr>().unwrap();
         Entry {
             protocol: 17,
-            original: Flow {
-                source: at("10.99.0.9:5000"),
-                destination: at("10.99.0.1:8080"),
-            },
-            reply: Flow {
-                source: at("10.0.0.11:80"),
-                destination: at("10.99.0.9:5000"),
-            },
+            original: Flow { source: at("10.99.0.9:5000"), destination: at("10.99.0.1:8080") },
+            reply: Flow { source: at("10.0.0.11:80"), destination: at("10.99.0.9:5000") },
             mark: 0,
             status: 0,
             id: 1,
@@ -501,50 +435,14 @@ mod tests {
     #[test]
     fn a_filter_matches_what_it_says() {
         let endpoint: IpAddr = "10.0.0.11".parse().unwrap();
-        let by_endpoint = Tuple {
-            source: Some(endpoint),
-            source_port: Some(80),
-            ..Tuple::default()
-        };
+        let by_endpoint = Tuple { source: Some(endpoint), source_port: Some(80), ..Tuple::default() };
         let table = [
+            (Filter { protocol: Some(17), ..Filter::default() }, true),
+            (Filter { protocol: Some(6), ..Filter::default() }, false),
+            (Filter { protocol: Some(17), reply: by_endpoint, ..Filter::default() }, true),
+            (Filter { protocol: Some(17), original: by_endpoint, ..Filter::default() }, false),
             (
-                Filter {
-                    protocol: Some(17),
-                    ..Filter::default()
-                },
-                true,
-            ),
-            (
-                Filter {
-                    protocol: Some(6),
-                    ..Filter::default()
-                },
-                false,
-            ),
-            (
-                Filter {
-                    protocol: Some(17),
-                    reply: by_endpoint,
-                    ..Filter::default()
-                },
-                true,
-            ),
-            (
-                Filter {
-                    protocol: Some(17),
-                    original: by_endpoint,
-                    ..Filter::default()
-                },
-                false,
-            ),
-            (
-                Filter {
-                    original: Tuple {
-                        destination: Some(endpoint),
-                        ..Tuple::default()
-                    },
-                    ..Filter::default()
-                },
+                Filter { original: Tuple { destination: Some(endpoint), ..Tuple::default() }, ..Filter::default() },
                 false,
             ),
         ];
@@ -556,19 +454,10 @@ mod tests {
     #[test]
     fn filters_that_say_nothing_or_nonsense_are_refused() {
         assert!(Filter::default().is_empty());
-        let port_alone = Filter {
-            original: Tuple {
-                source_port: Some(1),
-                ..Tuple::default()
-            },
-            ..Filter::default()
-        };
+        let port_alone = Filter { original: Tuple { source_port: Some(1), ..Tuple::default() }, ..Filter::default() };
         assert!(matches!(port_alone.check(), Err(Error::BadFilter(_))));
         let mixed = Filter {
-            original: Tuple {
-                source: Some(IpAddr::V6(Ipv6Addr::LOCALHOST)),
-                ..Tuple::default()
-            },
+            original: Tuple { source: Some(IpAddr::V6(Ipv6Addr::LOCALHOST)), ..Tuple::default() },
             ..Filter::default()
         };
         assert!(matches!(mixed.check(), Err(Error::BadFilter(_))));
@@ -578,9 +467,6 @@ mod tests {
     fn tuples_come_back_as_they_were_written() {
         let mut w = Writer::default();
         write_tuple(&mut w, TUPLE_ORIGINAL, &entry().original.tuple(), Some(17));
-        assert_eq!(
-            read_flow(Attributes(w.bytes()).inside(TUPLE_ORIGINAL)),
-            Some(entry().original)
-        );
+        assert_eq!(read_flow(Attributes(w.bytes()).inside(TUPLE_ORIGINAL)), Some(entry().original));
     }
 }

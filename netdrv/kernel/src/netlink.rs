@@ -70,14 +70,7 @@ impl Writer {
     }
 
     /// Starts a message; [`Writer::finish`] ends it.
-    pub(crate) fn start(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        sequence: u32,
-        family: u8,
-        resource: u16,
-    ) {
+    pub(crate) fn start(&mut self, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) {
         self.message = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -181,9 +174,7 @@ impl<'a> Iterator for Attributes<'a> {
 impl<'a> Attributes<'a> {
     /// The value of the first attribute of that type.
     pub(crate) fn get(self, wanted: u16) -> Option<&'a [u8]> {
-        self.into_iter()
-            .find(|(kind, _)| *kind == wanted)
-            .map(|(_, value)| value)
+        self.into_iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
     }
 
     /// The attributes inside the first attribute of that type; none if there is none.
@@ -260,19 +251,12 @@ impl Socket {
             socket.bind_auto()?;
             Ok(socket)
         })?;
-        let socket = opened.map_err(|e: std::io::Error| {
-            Error::Socket(Errno::from_io_error(&e).unwrap_or(Errno::IO))
-        })?;
+        let socket =
+            opened.map_err(|e: std::io::Error| Error::Socket(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
         set_socket_timeout(&socket, Timeout::Recv, Some(DEADLINE)).map_err(Error::Socket)?;
         set_socket_timeout(&socket, Timeout::Send, Some(DEADLINE)).map_err(Error::Socket)?;
         let buffer = vec![0; RECEIVE_BUFFER].into_boxed_slice();
-        Ok(Self {
-            socket,
-            buffer,
-            send_buffer: DEFAULT_SEND,
-            dirty: false,
-            sequence: 0,
-        })
+        Ok(Self { socket, buffer, send_buffer: DEFAULT_SEND, dirty: false, sequence: 0 })
     }
 
     /// A sequence number for a query.
@@ -287,8 +271,7 @@ impl Socket {
             self.drain()?;
         }
         if bytes.len() > self.send_buffer {
-            set_socket_send_buffer_size_force(&self.socket, bytes.len().saturating_mul(2))
-                .map_err(Error::Socket)?;
+            set_socket_send_buffer_size_force(&self.socket, bytes.len().saturating_mul(2)).map_err(Error::Socket)?;
             self.send_buffer = bytes.len();
         }
         self.dirty = true;
@@ -309,10 +292,7 @@ impl Socket {
 
     /// Reads what the kernel has answered already, until `each` says that it has seen all. `Ok(false)`: nothing more is
     /// queued.
-    pub(crate) fn collect(
-        &mut self,
-        mut each: impl FnMut(Answer<'_>) -> bool,
-    ) -> Result<bool, Error> {
+    pub(crate) fn collect(&mut self, mut each: impl FnMut(Answer<'_>) -> bool) -> Result<bool, Error> {
         let mut complete = false;
         while !complete {
             let more = self.receive(RecvFlags::DONTWAIT, |answer| {
@@ -394,25 +374,12 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         return None;
     }
     let message = bytes.get(..length)?;
-    Some((
-        message,
-        bytes.get(length.next_multiple_of(4)..).unwrap_or_default(),
-    ))
+    Some((message, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
 fn parse(message: &[u8]) -> Result<Option<Answer<'_>>, Error> {
-    let short = |at: usize| {
-        message
-            .get(at..at + 2)
-            .and_then(|b| b.try_into().ok())
-            .map_or(0, u16::from_ne_bytes)
-    };
-    let long = |at: usize| {
-        message
-            .get(at..at + 4)
-            .and_then(|b| b.try_into().ok())
-            .map_or(0, u32::from_ne_bytes)
-    };
+    let short = |at: usize| message.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_ne_bytes);
+    let long = |at: usize| message.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes);
     let (kind, flags) = (short(4), short(6));
     if flags & F_DUMP_INTERRUPTED != 0 {
         return Err(Error::Interrupted);
@@ -432,24 +399,14 @@ fn parse(message: &[u8]) -> Result<Option<Answer<'_>>, Error> {
                 usize::try_from(long(request)).unwrap_or(usize::MAX)
             };
             let words = request.saturating_add(repeated.next_multiple_of(4));
-            let words = if flags & F_ACK_TLVS != 0 {
-                message.get(words..).unwrap_or_default()
-            } else {
-                &[]
-            };
+            let words = if flags & F_ACK_TLVS != 0 { message.get(words..).unwrap_or_default() } else { &[] };
             let text = Attributes(words).get_text(ERROR_TEXT);
-            Some(Answer::Outcome(
-                long(request + 8),
-                errno(MESSAGE_HEADER).map(|e| (e, text)),
-            ))
+            Some(Answer::Outcome(long(request + 8), errno(MESSAGE_HEADER).map(|e| (e, text))))
         }
         TYPE_DONE => Some(Answer::Done(errno(MESSAGE_HEADER))),
         _ => {
             let family = message.get(MESSAGE_HEADER).copied().unwrap_or(0);
-            Some(Answer::Object(
-                family,
-                Attributes(message.get(HEADER..).unwrap_or_default()),
-            ))
+            Some(Answer::Object(family, Attributes(message.get(HEADER..).unwrap_or_default())))
         }
     })
 }
@@ -473,9 +430,7 @@ mod tests {
         assert!(!w.overflowed());
         let (message, rest) = split(w.bytes()).unwrap();
         assert!(rest.is_empty());
-        let Some(Answer::Object(family, attributes)) = parse(message).unwrap() else {
-            unreachable!()
-        };
+        let Some(Answer::Object(family, attributes)) = parse(message).unwrap() else { unreachable!() };
         assert_eq!(family, 2);
         assert_eq!(attributes.get_text(1).as_deref(), Some("skep"));
         assert_eq!(attributes.inside(2).get_be32(1), Some(5));
@@ -485,13 +440,7 @@ mod tests {
 
     #[test]
     fn hostile_lengths_end_the_walk() {
-        for bytes in [
-            &[][..],
-            &[0; 3],
-            &[3, 0, 1, 0],
-            &[200, 0, 1, 0, 9],
-            &[255; 16],
-        ] {
+        for bytes in [&[][..], &[0; 3], &[3, 0, 1, 0], &[200, 0, 1, 0, 9], &[255; 16]] {
             assert!(Attributes(bytes).count() <= 1, "{bytes:?}");
             assert!(split(bytes).is_none());
         }

@@ -74,10 +74,7 @@ fn os(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 
 fn os_errno(what: impl Into<String>) -> impl FnOnce(rustix::io::Errno) -> Error {
     let what = what.into();
-    move |errno| Error::Os {
-        what,
-        source: errno.into(),
-    }
+    move |errno| Error::Os { what, source: errno.into() }
 }
 
 /// Identity of a namespace: the same pair means the same namespace, whatever path it was opened by.
@@ -104,11 +101,8 @@ impl AsFd for Namespace {
 impl Namespace {
     /// The namespace of the calling thread.
     pub fn current() -> Result<Self> {
-        let file = File::open("/proc/thread-self/ns/net")
-            .map_err(os("open the current network namespace"))?;
-        Ok(Self {
-            fd: Arc::new(file.into()),
-        })
+        let file = File::open("/proc/thread-self/ns/net").map_err(os("open the current network namespace"))?;
+        Ok(Self { fd: Arc::new(file.into()) })
     }
 
     /// Makes a namespace without a name; it ends with its last process, link owner or descriptor.
@@ -128,9 +122,7 @@ impl Namespace {
             // A file without a namespace on it is a pin that a reboot left: its mount is gone, so it can be used again.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match Self::open(path) {
                 Ok(_) => {
-                    return Err(Error::AlreadyExists {
-                        path: path.to_owned(),
-                    });
+                    return Err(Error::AlreadyExists { path: path.to_owned() });
                 }
                 Err(Error::NotANamespace { .. }) if is_empty_file(path) => {}
                 Err(e) => return Err(e),
@@ -139,10 +131,8 @@ impl Namespace {
         }
         let pinned = on_thread(|| {
             unshare_network()?;
-            mount_bind("/proc/thread-self/ns/net", path).map_err(os_errno(format!(
-                "pin a network namespace at {}",
-                path.display()
-            )))?;
+            mount_bind("/proc/thread-self/ns/net", path)
+                .map_err(os_errno(format!("pin a network namespace at {}", path.display())))?;
             Self::current()
         });
         let namespace = pinned.and_then(|inner| inner);
@@ -158,22 +148,15 @@ impl Namespace {
         let file = match File::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::NotFound {
-                    path: path.to_owned(),
-                });
+                return Err(Error::NotFound { path: path.to_owned() });
             }
             Err(e) => return Err(os(format!("open {}", path.display()))(e)),
         };
-        let info =
-            rustix::fs::fstatfs(&file).map_err(os_errno(format!("inspect {}", path.display())))?;
+        let info = rustix::fs::fstatfs(&file).map_err(os_errno(format!("inspect {}", path.display())))?;
         if u64::try_from(info.f_type).ok() != Some(NSFS_MAGIC) {
-            return Err(Error::NotANamespace {
-                path: path.to_owned(),
-            });
+            return Err(Error::NotANamespace { path: path.to_owned() });
         }
-        Ok(Self {
-            fd: Arc::new(file.into()),
-        })
+        Ok(Self { fd: Arc::new(file.into()) })
     }
 
     /// Opens the namespace at `path`, or makes it.
@@ -187,10 +170,7 @@ impl Namespace {
     /// Identity of this namespace.
     pub fn id(&self) -> Result<Id> {
         let stat = fstat(&*self.fd).map_err(os_errno("inspect a network namespace"))?;
-        Ok(Id {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-        })
+        Ok(Id { device: stat.st_dev, inode: stat.st_ino })
     }
 
     /// Runs `work` on a short-lived thread inside this namespace and waits for it (about 50 µs beyond the work itself).
@@ -214,14 +194,8 @@ impl Namespace {
         self.run(|| {
             for (key, value) in settings {
                 let path = sysctl_path(key)?;
-                let written = OpenOptions::new()
-                    .write(true)
-                    .open(path)
-                    .and_then(|mut f| f.write_all(value.as_bytes()));
-                written.map_err(|source| Error::Sysctl {
-                    key: (*key).to_owned(),
-                    source,
-                })?;
+                let written = OpenOptions::new().write(true).open(path).and_then(|mut f| f.write_all(value.as_bytes()));
+                written.map_err(|source| Error::Sysctl { key: (*key).to_owned(), source })?;
             }
             Ok(())
         })?
@@ -233,10 +207,7 @@ impl Namespace {
         self.run(|| {
             let mut text = String::new();
             let read = File::open(path).and_then(|f| f.take(4096).read_to_string(&mut text));
-            read.map_err(|source| Error::Sysctl {
-                key: key.to_owned(),
-                source,
-            })?;
+            read.map_err(|source| Error::Sysctl { key: key.to_owned(), source })?;
             Ok(text.trim_end().to_owned())
         })?
     }
@@ -263,8 +234,7 @@ impl Namespace {
 
     /// A blocking TCP connection to `address`, made inside this namespace within `timeout`.
     pub fn tcp_connect(&self, address: SocketAddr, timeout: Duration) -> Result<TcpStream> {
-        self.run(|| TcpStream::connect_timeout(&address, timeout))?
-            .map_err(os(format!("connect to TCP {address}")))
+        self.run(|| TcpStream::connect_timeout(&address, timeout))?.map_err(os(format!("connect to TCP {address}")))
     }
 
     fn enter(&self) -> Result<()> {
@@ -318,13 +288,9 @@ fn is_empty_file(path: &Path) -> bool {
 /// Where a kernel parameter lives, if it is one that belongs to the network namespace.
 fn sysctl_path(key: &str) -> Result<PathBuf> {
     let relative = Path::new(key);
-    let plain = relative
-        .components()
-        .all(|c| matches!(c, Component::Normal(_)));
+    let plain = relative.components().all(|c| matches!(c, Component::Normal(_)));
     if !plain || !relative.starts_with("net") {
-        return Err(Error::BadSysctl {
-            key: key.to_owned(),
-        });
+        return Err(Error::BadSysctl { key: key.to_owned() });
     }
     Ok(Path::new("/proc/sys").join(relative))
 }
@@ -338,10 +304,7 @@ fn unshare_network() -> Result<()> {
 /// Runs `work` on a thread of its own, so that a change of namespace dies with it.
 fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
-        let started = thread::Builder::new()
-            .name("netns".into())
-            .stack_size(256 * 1024)
-            .spawn_scoped(scope, work);
+        let started = thread::Builder::new().name("netns".into()).stack_size(256 * 1024).spawn_scoped(scope, work);
         let handle = started.map_err(os("start a thread"))?;
         match handle.join() {
             Ok(value) => Ok(value),
@@ -360,18 +323,10 @@ mod tests {
         for good in ["net/ipv4/ip_forward", "net/ipv4/conf/eth0.7/rp_filter"] {
             assert!(sysctl_path(good).is_ok(), "{good}");
         }
-        for bad in [
-            "kernel/core_pattern",
-            "/net/ipv4/ip_forward",
-            "net/../kernel/core_pattern",
-            "../net",
-            "",
-            "network/x",
-        ] {
-            assert!(
-                matches!(sysctl_path(bad), Err(Error::BadSysctl { .. })),
-                "{bad}"
-            );
+        for bad in
+            ["kernel/core_pattern", "/net/ipv4/ip_forward", "net/../kernel/core_pattern", "../net", "", "network/x"]
+        {
+            assert!(matches!(sysctl_path(bad), Err(Error::BadSysctl { .. })), "{bad}");
         }
     }
 }

@@ -24,25 +24,11 @@ pub async fn leftovers(prefix: &str) -> Result<Vec<String>> {
     let here = Namespace::current()?;
     let mut found = Vec::new();
     let links = Handle::open(&here)?.links().await?;
-    found.extend(
-        links
-            .iter()
-            .filter(|l| l.name.starts_with(prefix))
-            .map(|l| format!("link {}", l.name)),
-    );
+    found.extend(links.iter().filter(|l| l.name.starts_with(prefix)).map(|l| format!("link {}", l.name)));
     let tables = nft::Socket::open(&here)?.tables()?;
-    found.extend(
-        tables
-            .iter()
-            .filter(|t| t.table.name.starts_with(prefix))
-            .map(|t| format!("table {}", t.table)),
-    );
+    found.extend(tables.iter().filter(|t| t.table.name.starts_with(prefix)).map(|t| format!("table {}", t.table)));
     let pins = ns::list(Path::new("/run/netns"))?;
-    found.extend(
-        pins.iter()
-            .filter(|p| p.starts_with(prefix))
-            .map(|p| format!("namespace /run/netns/{p}")),
-    );
+    found.extend(pins.iter().filter(|p| p.starts_with(prefix)).map(|p| format!("namespace /run/netns/{p}")));
     for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
         // Fields: id, parent, device, root, mount point, ...
         let point = line.split(' ').nth(4).unwrap_or_default();
@@ -73,34 +59,18 @@ pub struct Canary {
 impl Canary {
     /// A canary that watches nothing yet.
     pub async fn new() -> Result<Self> {
-        Ok(Self {
-            home: Node::alone("canary").await?,
-            watched: 0,
-        })
+        Ok(Self { home: Node::alone("canary").await?, watched: 0 })
     }
 
     /// Watches a namespace: it gets a link named `canary`, which is down.
     pub async fn watch(&mut self, node: &Node) -> Result<()> {
         let name = format!("c{}", self.watched);
-        let end = VethEnd {
-            name: &name,
-            ..VethEnd::default()
-        };
-        let far = VethEnd {
-            name: "canary",
-            namespace: Some(&node.namespace),
-            ..VethEnd::default()
-        };
+        let end = VethEnd { name: &name, ..VethEnd::default() };
+        let far = VethEnd { name: "canary", namespace: Some(&node.namespace), ..VethEnd::default() };
         self.home.link.add_veth(&end, &far).await?;
         self.home
             .link
-            .change(
-                self.home.link.index(&name).await?,
-                &Change {
-                    alias: Some(&node.name),
-                    ..Change::default()
-                },
-            )
+            .change(self.home.link.index(&name).await?, &Change { alias: Some(&node.name), ..Change::default() })
             .await?;
         self.watched += 1;
         Ok(())
@@ -110,17 +80,8 @@ impl Canary {
     pub async fn all_gone(&self) -> Result<()> {
         ensure!(self.watched > 0, "nothing was watched");
         eventually("the namespaces end", || async {
-            let links = self
-                .home
-                .link
-                .links()
-                .await
-                .context("list the canary's links")?;
-            let alive: Vec<_> = links
-                .into_iter()
-                .filter(|l| l.kind == Kind::Veth)
-                .filter_map(|l| l.alias)
-                .collect();
+            let links = self.home.link.links().await.context("list the canary's links")?;
+            let alive: Vec<_> = links.into_iter().filter(|l| l.kind == Kind::Veth).filter_map(|l| l.alias).collect();
             ensure!(alive.is_empty(), "still alive: {}", alive.join(", "));
             Ok(())
         })

@@ -20,25 +20,14 @@ pub async fn http_get(from: &Namespace, to: SocketAddr, timeout: Duration) -> Re
         let mut stream = from.tcp_connect(to, timeout)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        write!(
-            stream,
-            "GET / HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n"
-        )?;
+        write!(stream, "GET / HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.take(MAX_ANSWER).read_to_string(&mut text)?;
-        let (head, body) = text
-            .split_once("\r\n\r\n")
-            .context("no end of the head in the answer")?;
-        ensure!(
-            head.starts_with("HTTP/1.1 200 "),
-            "answered {:?}",
-            head.lines().next()
-        );
+        let (head, body) = text.split_once("\r\n\r\n").context("no end of the head in the answer")?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "answered {:?}", head.lines().next());
         body.parse()
     };
-    tokio::task::spawn_blocking(ask)
-        .await?
-        .with_context(|| format!("HTTP request to {to}"))
+    tokio::task::spawn_blocking(ask).await?.with_context(|| format!("HTTP request to {to}"))
 }
 
 /// One datagram from a port of its own, and its answer within `timeout`. Only an answer from the address that was asked
@@ -55,9 +44,7 @@ pub async fn udp_ask(from: &Namespace, to: SocketAddr, timeout: Duration) -> Res
         let length = socket.recv(&mut buffer)?;
         std::str::from_utf8(buffer.get(..length).unwrap_or_default())?.parse()
     };
-    tokio::task::spawn_blocking(ask)
-        .await?
-        .with_context(|| format!("datagram to {to}"))
+    tokio::task::spawn_blocking(ask).await?.with_context(|| format!("datagram to {to}"))
 }
 
 /// Who answers `count` HTTP requests in a row; one that fails fails the whole.

@@ -30,10 +30,7 @@ pub struct Answer {
 impl Answer {
     /// That server having seen that client.
     pub fn new(server: impl Into<String>, client: impl Into<IpAddr>) -> Self {
-        Self {
-            server: server.into(),
-            client: client.into(),
-        }
+        Self { server: server.into(), client: client.into() }
     }
 }
 
@@ -47,16 +44,9 @@ impl FromStr for Answer {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (server, client) = text
-            .trim()
-            .split_once(' ')
-            .ok_or_else(|| anyhow!("not an answer of a test server: {text:?}"))?;
-        Ok(Self::new(
-            server,
-            client
-                .parse::<IpAddr>()
-                .with_context(|| format!("not an address: {client:?}"))?,
-        ))
+        let (server, client) =
+            text.trim().split_once(' ').ok_or_else(|| anyhow!("not an answer of a test server: {text:?}"))?;
+        Ok(Self::new(server, client.parse::<IpAddr>().with_context(|| format!("not an address: {client:?}"))?))
     }
 }
 
@@ -78,9 +68,7 @@ impl Server {
         let listener = namespace.tcp_listener(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
         let listener = TcpListener::from_std(listener)?;
         let name = name.to_owned();
-        Ok(Self {
-            task: tokio::spawn(async move { serve_http(listener, &name).await }),
-        })
+        Ok(Self { task: tokio::spawn(async move { serve_http(listener, &name).await }) })
     }
 
     /// Serves UDP on all addresses of `namespace`. The socket is bound to no address, as most programs' are, so the kernel
@@ -89,9 +77,7 @@ impl Server {
         let socket = namespace.udp_socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
         let socket = UdpSocket::from_std(socket)?;
         let name = name.to_owned();
-        Ok(Self {
-            task: tokio::spawn(async move { serve_udp(&socket, &name).await }),
-        })
+        Ok(Self { task: tokio::spawn(async move { serve_udp(&socket, &name).await }) })
     }
 }
 
@@ -106,10 +92,7 @@ async fn serve_http(listener: TcpListener, name: &str) {
             return;
         };
         let answer = Answer::new(name, peer.ip());
-        requests.spawn(tokio::time::timeout(
-            REQUEST_TIME,
-            answer_http(stream, answer),
-        ));
+        requests.spawn(tokio::time::timeout(REQUEST_TIME, answer_http(stream, answer)));
         while requests.try_join_next().is_some() {}
     }
 }
@@ -138,9 +121,7 @@ async fn serve_udp(socket: &UdpSocket, name: &str) {
     loop {
         // An error here is an ICMP answer to an earlier datagram, of which the server need not know.
         if let Ok((_, peer)) = socket.recv_from(&mut buffer).await {
-            let _ = socket
-                .send_to(Answer::new(name, peer.ip()).to_string().as_bytes(), peer)
-                .await;
+            let _ = socket.send_to(Answer::new(name, peer.ip()).to_string().as_bytes(), peer).await;
         }
     }
 }

@@ -27,17 +27,11 @@ impl Node {
     /// A new namespace with its loopback up, connected to nothing.
     pub async fn alone(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
-        let namespace = tokio::task::spawn_blocking(Namespace::create_unnamed)
-            .await?
-            .with_context(|| format!("make {name}"))?;
+        let namespace =
+            tokio::task::spawn_blocking(Namespace::create_unnamed).await?.with_context(|| format!("make {name}"))?;
         let link = Handle::open(&namespace)?;
         link.set_up(link.index("lo").await?).await?;
-        Ok(Self {
-            name,
-            namespace,
-            link,
-            address: Ipv4Addr::UNSPECIFIED,
-        })
+        Ok(Self { name, namespace, link, address: Ipv4Addr::UNSPECIFIED })
     }
 
     /// Runs a closure inside; see [`Namespace::run`].
@@ -48,13 +42,8 @@ impl Node {
     /// Runs a program inside to its end and returns what it printed; a program that fails is an error with its words.
     pub fn command(&self, program: &str, arguments: &[&str]) -> Result<String> {
         let run = || Command::new(program).args(arguments).output();
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = self
-            .run(run)?
-            .with_context(|| format!("{}: start {program}", self.name))?;
+        let Output { status, stdout, stderr } =
+            self.run(run)?.with_context(|| format!("{}: start {program}", self.name))?;
         if !status.success() {
             bail!(
                 "{}: {program} {}: {status}: {}",
@@ -68,9 +57,7 @@ impl Node {
 
     /// Sets kernel parameters.
     pub fn sysctls(&self, settings: &[(&str, &str)]) -> Result<()> {
-        self.namespace
-            .set_sysctls(settings)
-            .with_context(|| self.name.clone())
+        self.namespace.set_sysctls(settings).with_context(|| self.name.clone())
     }
 }
 
@@ -90,24 +77,13 @@ impl Topology {
     pub async fn new(hosts: u8) -> Result<Self> {
         ensure!((1..=90).contains(&hosts), "1 to 90 hosts");
         let switch = Node::alone("switch").await?;
-        switch
-            .link
-            .add_bridge(&Bridge {
-                name: "br0",
-                up: true,
-                ..Bridge::default()
-            })
-            .await?;
+        switch.link.add_bridge(&Bridge { name: "br0", up: true, ..Bridge::default() }).await?;
         let mut made = Vec::new();
         for number in 1..=hosts {
             made.push(Self::plug(&switch, format!("h{number}"), number).await?);
         }
         let client = Self::plug(&switch, "client".to_owned(), 100).await?;
-        Ok(Self {
-            switch,
-            hosts: made,
-            client,
-        })
+        Ok(Self { switch, hosts: made, client })
     }
 
     /// A node on the switch: its link is `eth0`.
@@ -116,23 +92,11 @@ impl Topology {
         node.address = Ipv4Addr::new(10, 99, 60, number);
         let port = format!("p{number}");
         let master = Some(switch.link.index("br0").await?);
-        let end = VethEnd {
-            name: &port,
-            master,
-            up: true,
-            ..VethEnd::default()
-        };
-        let peer = VethEnd {
-            name: "eth0",
-            up: true,
-            namespace: Some(&node.namespace),
-            ..VethEnd::default()
-        };
+        let end = VethEnd { name: &port, master, up: true, ..VethEnd::default() };
+        let peer = VethEnd { name: "eth0", up: true, namespace: Some(&node.namespace), ..VethEnd::default() };
         switch.link.add_veth(&end, &peer).await?;
         let device = node.link.index("eth0").await?;
-        node.link
-            .add_address(device, IpNet::new(node.address, UNDERLAY_PREFIX))
-            .await?;
+        node.link.add_address(device, IpNet::new(node.address, UNDERLAY_PREFIX)).await?;
         Ok(node)
     }
 

@@ -9,10 +9,7 @@ use anyhow::{Context, Result, bail};
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Tries again until `attempt` succeeds; after [`DEADLINE`] its last error is the answer.
-pub async fn eventually<T, F: Future<Output = Result<T>>>(
-    what: &str,
-    mut attempt: impl FnMut() -> F,
-) -> Result<T> {
+pub async fn eventually<T, F: Future<Output = Result<T>>>(what: &str, mut attempt: impl FnMut() -> F) -> Result<T> {
     let start = Instant::now();
     loop {
         let left = DEADLINE.saturating_sub(start.elapsed());

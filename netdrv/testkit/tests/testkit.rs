@@ -8,8 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use skep_net_kernel::ns::{self, Namespace};
 use skep_net_testkit::{
-    Answer, Canary, Node, Server, Topology, eventually, http_get, leftovers, nothing_left, udp_ask,
-    unique_prefix,
+    Answer, Canary, Node, Server, Topology, eventually, http_get, leftovers, nothing_left, udp_ask, unique_prefix,
 };
 
 #[tokio::test]
@@ -44,44 +43,18 @@ async fn servers_name_themselves_and_their_client() -> Result<()> {
     let _udp = Server::udp(&host.namespace, 53, "dns")?;
     let limit = Duration::from_secs(2);
     let client = &topology.client;
-    let seen = http_get(
-        &client.namespace,
-        SocketAddr::from((host.address, 80)),
-        limit,
-    )
-    .await?;
+    let seen = http_get(&client.namespace, SocketAddr::from((host.address, 80)), limit).await?;
     assert_eq!(seen, Answer::new("web", client.address));
-    let seen = udp_ask(
-        &topology.hosts[0].namespace,
-        SocketAddr::from((host.address, 53)),
-        limit,
-    )
-    .await?;
+    let seen = udp_ask(&topology.hosts[0].namespace, SocketAddr::from((host.address, 53)), limit).await?;
     assert_eq!(seen, Answer::new("dns", topology.hosts[0].address));
     assert!(host.command("ip", &["-br", "link"])?.contains("eth0"));
-    let error = host
-        .command("ip", &["link", "show", "nonsense"])
-        .unwrap_err()
-        .to_string();
+    let error = host.command("ip", &["link", "show", "nonsense"]).unwrap_err().to_string();
     assert!(error.contains("h2: ip link show nonsense"), "{error}");
     topology.plugged(2, false).await?;
     assert!(
-        http_get(
-            &client.namespace,
-            SocketAddr::from((host.address, 80)),
-            Duration::from_millis(200)
-        )
-        .await
-        .is_err()
+        http_get(&client.namespace, SocketAddr::from((host.address, 80)), Duration::from_millis(200)).await.is_err()
     );
     topology.plugged(2, true).await?;
-    eventually("the host is back", || {
-        http_get(
-            &client.namespace,
-            SocketAddr::from((host.address, 80)),
-            limit,
-        )
-    })
-    .await?;
+    eventually("the host is back", || http_get(&client.namespace, SocketAddr::from((host.address, 80)), limit)).await?;
     Ok(())
 }

@@ -14,8 +14,8 @@ use crate::config::{ConfigFile, Empty, History, RootFs, RunConfig, host_architec
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::{
-    DOCKER_FILE, Descriptor, DockerManifest, INDEX_FILE, Index, LAYOUT, LAYOUT_FILE, Manifest,
-    NAME_ANNOTATION, OCI_CONFIG, OCI_MANIFEST, REF_ANNOTATION, blob_path, layer_media_type,
+    DOCKER_FILE, Descriptor, DockerManifest, INDEX_FILE, Index, LAYOUT, LAYOUT_FILE, Manifest, NAME_ANNOTATION,
+    OCI_CONFIG, OCI_MANIFEST, REF_ANNOTATION, blob_path, layer_media_type,
 };
 use crate::reference::Reference;
 
@@ -36,14 +36,8 @@ pub struct SingleBinary {
 ///
 /// The bytes depend on the arguments only: all times are the epoch.
 pub fn single_binary(spec: &SingleBinary, executable: &[u8], out: impl Write) -> Result<String> {
-    if spec.program.is_empty()
-        || spec.program.contains(['/', '\0'])
-        || spec.program.starts_with('.')
-    {
-        return Err(Error::Invalid(format!(
-            "{:?} is no name of a program",
-            spec.program
-        )));
+    if spec.program.is_empty() || spec.program.contains(['/', '\0']) || spec.program.starts_with('.') {
+        return Err(Error::Invalid(format!("{:?} is no name of a program", spec.program)));
     }
     let layer = program_layer(&spec.program, executable).map_err(written)?;
     let diff_id = Digest::of(&layer);
@@ -54,19 +48,12 @@ pub fn single_binary(spec: &SingleBinary, executable: &[u8], out: impl Write) ->
         os: "linux".to_owned(),
         config: RunConfig {
             entrypoint: Some(vec![format!("/{}", spec.program)]),
-            exposed_ports: spec
-                .exposed_ports
-                .iter()
-                .map(|port| (port.clone(), Empty {}))
-                .collect(),
+            exposed_ports: spec.exposed_ports.iter().map(|port| (port.clone(), Empty {})).collect(),
             env: spec.env.clone(),
             working_dir: "/".to_owned(),
             ..RunConfig::default()
         },
-        rootfs: RootFs {
-            diff_ids: vec![diff_id.clone()],
-            ..RootFs::default()
-        },
+        rootfs: RootFs { diff_ids: vec![diff_id.clone()], ..RootFs::default() },
         history: vec![History {
             created: epoch,
             created_by: format!("COPY {0} /{0}", spec.program),
@@ -76,28 +63,15 @@ pub fn single_binary(spec: &SingleBinary, executable: &[u8], out: impl Write) ->
     };
     let config = json(&config)?;
     let config_descriptor = Descriptor::new(OCI_CONFIG, Digest::of(&config), config.len() as u64);
-    let layer_descriptor = Descriptor::new(
-        &layer_media_type(Compression::None),
-        diff_id,
-        layer.len() as u64,
-    );
-    let manifest = json(&Manifest::new(
-        config_descriptor.clone(),
-        vec![layer_descriptor.clone()],
-    ))?;
-    let manifest_descriptor =
-        Descriptor::new(OCI_MANIFEST, Digest::of(&manifest), manifest.len() as u64);
+    let layer_descriptor = Descriptor::new(&layer_media_type(Compression::None), diff_id, layer.len() as u64);
+    let manifest = json(&Manifest::new(config_descriptor.clone(), vec![layer_descriptor.clone()]))?;
+    let manifest_descriptor = Descriptor::new(OCI_MANIFEST, Digest::of(&manifest), manifest.len() as u64);
     let mut archive = Writer::new(out)?;
     archive.blob(&layer_descriptor, layer.as_slice())?;
     archive.blob(&config_descriptor, config.as_slice())?;
     archive.blob(&manifest_descriptor, manifest.as_slice())?;
     let reference = spec.reference.clone().without_digest().or_latest();
-    archive.image(
-        &manifest_descriptor,
-        &config_descriptor,
-        &[layer_descriptor],
-        &[reference],
-    );
+    archive.image(&manifest_descriptor, &config_descriptor, &[layer_descriptor], &[reference]);
     archive.finish()?;
     Ok(config_descriptor.digest.to_string())
 }
@@ -105,11 +79,7 @@ pub fn single_binary(spec: &SingleBinary, executable: &[u8], out: impl Write) ->
 /// The root directory and the program, readable and executable by everyone.
 fn program_layer(program: &str, executable: &[u8]) -> io::Result<Vec<u8>> {
     let mut layer = tar::Builder::new(Vec::new());
-    layer.append_data(
-        &mut header(EntryType::Directory, 0, 0o755),
-        "./",
-        io::empty(),
-    )?;
+    layer.append_data(&mut header(EntryType::Directory, 0, 0o755), "./", io::empty())?;
     let mut file = header(EntryType::Regular, executable.len() as u64, 0o755);
     layer.append_data(&mut file, program, executable)?;
     layer.into_inner()
@@ -127,15 +97,11 @@ fn header(kind: EntryType, size: u64, mode: u32) -> Header {
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec(value)
-        .map_err(|error| Error::Invalid(format!("cannot be written as JSON: {error}")))
+    serde_json::to_vec(value).map_err(|error| Error::Invalid(format!("cannot be written as JSON: {error}")))
 }
 
 fn written(source: io::Error) -> Error {
-    Error::Archive {
-        why: format!("it cannot be written: {source}"),
-        source: Some(source),
-    }
+    Error::Archive { why: format!("it cannot be written: {source}"), source: Some(source) }
 }
 
 /// Writes blobs as they come and the documents that name them at the end.
@@ -150,19 +116,9 @@ impl<W: Write> Writer<W> {
     pub(crate) fn new(out: W) -> Result<Self> {
         let mut tar = tar::Builder::new(out);
         for dir in ["blobs/", "blobs/sha256/"] {
-            tar.append_data(
-                &mut header(EntryType::Directory, 0, 0o755),
-                dir,
-                io::empty(),
-            )
-            .map_err(written)?;
+            tar.append_data(&mut header(EntryType::Directory, 0, 0o755), dir, io::empty()).map_err(written)?;
         }
-        Ok(Self {
-            tar,
-            blobs: HashSet::new(),
-            index: Vec::new(),
-            docker: Vec::new(),
-        })
+        Ok(Self { tar, blobs: HashSet::new(), index: Vec::new(), docker: Vec::new() })
     }
 
     /// Whether a blob was written already.
@@ -177,17 +133,11 @@ impl<W: Write> Writer<W> {
         }
         let mut content = Hashing::new(content.take(descriptor.size));
         let mut header = header(EntryType::Regular, descriptor.size, 0o444);
-        self.tar
-            .append_data(&mut header, blob_path(&descriptor.digest), &mut content)
-            .map_err(written)?;
+        self.tar.append_data(&mut header, blob_path(&descriptor.digest), &mut content).map_err(written)?;
         let (_, actual, _) = content.finish();
         if actual != descriptor.digest {
             let what = "a blob of the store".to_owned();
-            return Err(Error::DigestMismatch {
-                what,
-                expected: descriptor.digest.clone(),
-                actual,
-            });
+            return Err(Error::DigestMismatch { what, expected: descriptor.digest.clone(), actual });
         }
         Ok(())
     }
@@ -203,50 +153,28 @@ impl<W: Write> Writer<W> {
         self.docker.push(DockerManifest {
             config: blob_path(&config.digest),
             repo_tags: Some(references.iter().map(Reference::familiar).collect()),
-            layers: layers
-                .iter()
-                .map(|layer| blob_path(&layer.digest))
-                .collect(),
+            layers: layers.iter().map(|layer| blob_path(&layer.digest)).collect(),
         });
-        let plain = Descriptor {
-            annotations: None,
-            platform: None,
-            ..manifest.clone()
-        };
+        let plain = Descriptor { annotations: None, platform: None, ..manifest.clone() };
         if references.is_empty() {
             self.index.push(plain.clone());
         }
         for reference in references {
             let annotations = BTreeMap::from([
                 (NAME_ANNOTATION.to_owned(), reference.to_string()),
-                (
-                    REF_ANNOTATION.to_owned(),
-                    reference.tag().unwrap_or("latest").to_owned(),
-                ),
+                (REF_ANNOTATION.to_owned(), reference.tag().unwrap_or("latest").to_owned()),
             ]);
-            self.index.push(Descriptor {
-                annotations: Some(annotations),
-                ..plain.clone()
-            });
+            self.index.push(Descriptor { annotations: Some(annotations), ..plain.clone() });
         }
     }
 
     pub(crate) fn finish(mut self) -> Result<()> {
         let index = json(&Index::new(std::mem::take(&mut self.index)))?;
         let docker = json(&self.docker)?;
-        for (name, content) in [
-            (INDEX_FILE, &index[..]),
-            (DOCKER_FILE, &docker),
-            (LAYOUT_FILE, LAYOUT.as_bytes()),
-        ] {
+        for (name, content) in [(INDEX_FILE, &index[..]), (DOCKER_FILE, &docker), (LAYOUT_FILE, LAYOUT.as_bytes())] {
             let mut header = header(EntryType::Regular, content.len() as u64, 0o444);
-            self.tar
-                .append_data(&mut header, name, content)
-                .map_err(written)?;
+            self.tar.append_data(&mut header, name, content).map_err(written)?;
         }
-        self.tar
-            .into_inner()
-            .and_then(|mut out| out.flush())
-            .map_err(written)
+        self.tar.into_inner().and_then(|mut out| out.flush()).map_err(written)
     }
 }

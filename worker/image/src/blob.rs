@@ -29,30 +29,19 @@ pub(crate) struct Staged {
 pub(crate) fn stage(stream: impl Read, path: PathBuf) -> Result<Staged> {
     let (compression, mut stream) = sniff(stream).map_err(Error::reading)?;
     let mut head = Vec::with_capacity(PACK_FROM);
-    stream
-        .by_ref()
-        .take(PACK_FROM as u64)
-        .read_to_end(&mut head)
-        .map_err(Error::reading)?;
+    stream.by_ref().take(PACK_FROM as u64).read_to_end(&mut head).map_err(Error::reading)?;
     let packed = compression == Compression::None && head.len() == PACK_FROM;
     let file = File::create_new(&path).map_err(io_at("create", &path))?;
     let mut content = Hashing::new(head.chain(stream));
     if packed {
-        let mut encoder =
-            zstd::stream::write::Encoder::new(file, PACK_LEVEL).map_err(io_at("write", &path))?;
+        let mut encoder = zstd::stream::write::Encoder::new(file, PACK_LEVEL).map_err(io_at("write", &path))?;
         copy(&mut content, &mut encoder, &path)?;
         encoder.finish().map_err(io_at("write", &path))?;
     } else {
         copy(&mut content, &mut { file }, &path)?;
     }
     let (_, digest, size) = content.finish();
-    Ok(Staged {
-        digest,
-        size,
-        compression,
-        path,
-        packed,
-    })
+    Ok(Staged { digest, size, compression, path, packed })
 }
 
 /// Like `io::copy`, but tells an error of the source from one of the disk.
@@ -78,9 +67,7 @@ impl Staged {
     pub(crate) fn document(&self, limit: u64) -> Result<Vec<u8>> {
         crate::limits::LimitExceeded::check("bytes of a manifest or config", self.size, limit)?;
         let mut bytes = Vec::new();
-        self.open()?
-            .read_to_end(&mut bytes)
-            .map_err(io_at("read", &self.path))?;
+        self.open()?.read_to_end(&mut bytes).map_err(io_at("read", &self.path))?;
         Ok(bytes)
     }
 }
@@ -98,11 +85,7 @@ impl Blobs {
 
     fn path(&self, digest: &Digest, packed: bool) -> PathBuf {
         let path = self.dir.join(digest.hex());
-        if packed {
-            path.with_extension(PACKED)
-        } else {
-            path
-        }
+        if packed { path.with_extension(PACKED) } else { path }
     }
 
     /// Moves a staged blob here, if it isn't here yet. The caller holds the lock.
@@ -115,36 +98,25 @@ impl Blobs {
     }
 
     pub(crate) fn contains(&self, digest: &Digest) -> bool {
-        [false, true]
-            .into_iter()
-            .any(|packed| self.path(digest, packed).exists())
+        [false, true].into_iter().any(|packed| self.path(digest, packed).exists())
     }
 
     /// The content as it came; not checked against the digest.
     pub(crate) fn open(&self, digest: &Digest) -> Result<Box<dyn Read>> {
         let packed = self.path(digest, true);
-        if packed.exists() {
-            open_file(&packed, true)
-        } else {
-            open_file(&self.path(digest, false), false)
-        }
+        if packed.exists() { open_file(&packed, true) } else { open_file(&self.path(digest, false), false) }
     }
 
     /// A small document, checked against its digest.
     pub(crate) fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
         let path = self.path(digest, false);
         let mut bytes = Vec::new();
-        self.open(digest)?
-            .read_to_end(&mut bytes)
-            .map_err(io_at("read", &path))?;
+        self.open(digest)?.read_to_end(&mut bytes).map_err(io_at("read", &path))?;
         if Digest::of(&bytes) == *digest {
             return Ok(bytes);
         }
         let why = "the content does not match the digest".to_owned();
-        Err(Error::Damaged {
-            path: path.display().to_string(),
-            why,
-        })
+        Err(Error::Damaged { path: path.display().to_string(), why })
     }
 
     /// Removes all blobs but those that `keep` wants; gives their number and bytes on disk.
@@ -152,10 +124,7 @@ impl Blobs {
         let mut removed = (0, 0);
         for entry in fs::read_dir(&self.dir).map_err(io_at("read", &self.dir))? {
             let path = entry.map_err(io_at("read", &self.dir))?.path();
-            let hex = path
-                .file_stem()
-                .and_then(|stem| stem.to_str())
-                .unwrap_or_default();
+            let hex = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
             if !keep(hex) {
                 let bytes = fs::metadata(&path).map_or(0, |m| m.len());
                 fs::remove_file(&path).map_err(io_at("remove", &path))?;

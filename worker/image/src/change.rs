@@ -6,14 +6,8 @@ use crate::error::{Error, Result};
 
 /// Applies one instruction.
 pub(crate) fn apply(config: &mut RunConfig, change: &str) -> Result<()> {
-    let bad = |why: &str| Error::Change {
-        change: change.chars().take(200).collect(),
-        why: why.to_owned(),
-    };
-    let (instruction, rest) = change
-        .trim()
-        .split_once(char::is_whitespace)
-        .unwrap_or((change.trim(), ""));
+    let bad = |why: &str| Error::Change { change: change.chars().take(200).collect(), why: why.to_owned() };
+    let (instruction, rest) = change.trim().split_once(char::is_whitespace).unwrap_or((change.trim(), ""));
     let rest = rest.trim();
     if rest.is_empty() {
         return Err(bad("it has no value"));
@@ -35,17 +29,12 @@ pub(crate) fn apply(config: &mut RunConfig, change: &str) -> Result<()> {
         "LABEL" => config.labels.extend(pairs(rest).map_err(bad)?),
         "EXPOSE" => {
             for port in rest.split_whitespace() {
-                config
-                    .exposed_ports
-                    .insert(exposed(port).map_err(bad)?, Empty {});
+                config.exposed_ports.insert(exposed(port).map_err(bad)?, Empty {});
             }
         }
         "VOLUME" => {
-            let paths =
-                list(rest).unwrap_or_else(|| rest.split_whitespace().map(str::to_owned).collect());
-            config
-                .volumes
-                .extend(paths.into_iter().map(|path| (path, Empty {})));
+            let paths = list(rest).unwrap_or_else(|| rest.split_whitespace().map(str::to_owned).collect());
+            config.volumes.extend(paths.into_iter().map(|path| (path, Empty {})));
         }
         "USER" => config.user = rest.to_owned(),
         "WORKDIR" => {
@@ -73,8 +62,7 @@ fn command(text: &str) -> Vec<String> {
 }
 
 fn list(text: &str) -> Option<Vec<String>> {
-    text.starts_with('[')
-        .then(|| serde_json::from_str(text).ok())?
+    text.starts_with('[').then(|| serde_json::from_str(text).ok())?
 }
 
 /// `80` or `80/udp`, or a range of ports.
@@ -83,9 +71,7 @@ fn exposed(text: &str) -> Result<String, &'static str> {
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
     let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
     match (number(first), number(last)) {
-        (Some(first), Some(last))
-            if first <= last && matches!(protocol, "tcp" | "udp" | "sctp") =>
-        {
+        (Some(first), Some(last)) if first <= last && matches!(protocol, "tcp" | "udp" | "sctp") => {
             Ok(format!("{ports}/{protocol}"))
         }
         _ => Err("a port is a number from 1 to 65535, with /tcp, /udp or /sctp"),
@@ -99,9 +85,7 @@ fn pairs(text: &str) -> Result<Vec<(String, String)>, &'static str> {
         return Err("it has no value");
     };
     if !first.contains('=') {
-        let (name, value) = text
-            .split_once(char::is_whitespace)
-            .ok_or("a name needs a value")?;
+        let (name, value) = text.split_once(char::is_whitespace).ok_or("a name needs a value")?;
         return Ok(vec![(name.to_owned(), value.trim().to_owned())]);
     }
     words
@@ -145,12 +129,8 @@ fn healthcheck(text: &str) -> Result<Healthcheck, &'static str> {
     let mut check = Healthcheck::default();
     let mut rest = text;
     while let Some(option) = rest.strip_prefix("--") {
-        let (option, after) = option
-            .split_once(char::is_whitespace)
-            .ok_or("CMD or NONE is missing")?;
-        let (name, value) = option
-            .split_once('=')
-            .ok_or("an option must be --name=value")?;
+        let (option, after) = option.split_once(char::is_whitespace).ok_or("CMD or NONE is missing")?;
+        let (name, value) = option.split_once('=').ok_or("an option must be --name=value")?;
         match name {
             "interval" => check.interval = duration(value)?,
             "timeout" => check.timeout = duration(value)?,
@@ -158,9 +138,7 @@ fn healthcheck(text: &str) -> Result<Healthcheck, &'static str> {
             "start-interval" => check.start_interval = duration(value)?,
             "retries" => check.retries = value.parse().map_err(|_| "retries is a number")?,
             _ => {
-                return Err(
-                    "the options are interval, timeout, start-period, start-interval and retries",
-                );
+                return Err("the options are interval, timeout, start-period, start-interval and retries");
             }
         }
         rest = after.trim_start();
@@ -169,9 +147,7 @@ fn healthcheck(text: &str) -> Result<Healthcheck, &'static str> {
         check.test = vec!["NONE".to_owned()];
         return Ok(check);
     }
-    let (word, line) = rest
-        .split_once(char::is_whitespace)
-        .ok_or("CMD needs a command")?;
+    let (word, line) = rest.split_once(char::is_whitespace).ok_or("CMD needs a command")?;
     if !word.eq_ignore_ascii_case("CMD") {
         return Err("CMD or NONE is missing");
     }
@@ -190,9 +166,7 @@ fn duration(text: &str) -> Result<u64, &'static str> {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(BAD)?;
         let number: u64 = rest[..digits].parse().map_err(|_| BAD)?;
         rest = &rest[digits..];
-        let unit = rest
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(rest.len());
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
         let nanos = match &rest[..unit] {
             "ns" => 1,
             "us" | "µs" => 1_000,
@@ -202,10 +176,7 @@ fn duration(text: &str) -> Result<u64, &'static str> {
             "h" => 3_600_000_000_000,
             _ => return Err(BAD),
         };
-        total = number
-            .checked_mul(nanos)
-            .and_then(|n| total.checked_add(n))
-            .ok_or(BAD)?;
+        total = number.checked_mul(nanos).and_then(|n| total.checked_add(n)).ok_or(BAD)?;
         rest = &rest[unit..];
     }
     if text.is_empty() { Err(BAD) } else { Ok(total) }
@@ -238,18 +209,9 @@ mod tests {
         assert_eq!(config.cmd, Some(vec!["a".to_owned(), "b c".to_owned()]));
         assert_eq!(config.env, ["B=two words", "C=three words", "A=9 8"]);
         assert_eq!(config.labels["x.y"], "z");
-        assert_eq!(
-            config.exposed_ports.keys().collect::<Vec<_>>(),
-            ["1000-1002/tcp", "53/udp", "80/tcp"]
-        );
-        assert_eq!(
-            config.volumes.keys().collect::<Vec<_>>(),
-            ["/a", "/b", "/c"]
-        );
-        assert_eq!(
-            (config.user.as_str(), config.working_dir.as_str()),
-            ("1:2", "/w/sub")
-        );
+        assert_eq!(config.exposed_ports.keys().collect::<Vec<_>>(), ["1000-1002/tcp", "53/udp", "80/tcp"]);
+        assert_eq!(config.volumes.keys().collect::<Vec<_>>(), ["/a", "/b", "/c"]);
+        assert_eq!((config.user.as_str(), config.working_dir.as_str()), ("1:2", "/w/sub"));
         let check = config.healthcheck.clone().unwrap();
         assert_eq!((check.interval, check.retries), (90_000_000_000, 4));
         assert_eq!(check.test, ["CMD-SHELL", "curl -f x"]);
@@ -274,10 +236,7 @@ mod tests {
             "HEALTHCHECK --interval=5 CMD x",
             "HEALTHCHECK --interval=1s",
         ] {
-            assert!(
-                apply(&mut RunConfig::default(), change).is_err(),
-                "{change}"
-            );
+            assert!(apply(&mut RunConfig::default(), change).is_err(), "{change}");
         }
     }
 }

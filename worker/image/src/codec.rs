@@ -46,15 +46,11 @@ pub(crate) fn sniff<'a, R: Read + 'a>(mut stream: R) -> io::Result<(Compression,
 }
 
 /// The stream without its compression, if it has one.
-pub(crate) fn decompress<'a, R: Read + 'a>(
-    stream: R,
-) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
+pub(crate) fn decompress<'a, R: Read + 'a>(stream: R) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
     let (compression, stream) = sniff(stream)?;
     let reader: Box<dyn Read + 'a> = match compression {
         Compression::None => Box::new(stream),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(
-            BufReader::with_capacity(1 << 16, stream),
-        )),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(1 << 16, stream))),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::new(stream)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG)?;
@@ -73,11 +69,7 @@ pub(crate) struct Hashing<T> {
 
 impl<T> Hashing<T> {
     pub(crate) fn new(inner: T) -> Self {
-        Self {
-            inner,
-            hasher: Sha256::new(),
-            bytes: 0,
-        }
+        Self { inner, hasher: Sha256::new(), bytes: 0 }
     }
 
     /// The inner stream, the digest and the number of bytes that passed.
@@ -139,11 +131,7 @@ mod tests {
         gz.write_all(&plain).unwrap();
         let gz = gz.finish().unwrap();
         let zst = zstd::encode_all(plain.as_slice(), 1).unwrap();
-        for (bytes, expected) in [
-            (&plain, Compression::None),
-            (&gz, Compression::Gzip),
-            (&zst, Compression::Zstd),
-        ] {
+        for (bytes, expected) in [(&plain, Compression::None), (&gz, Compression::Gzip), (&zst, Compression::Zstd)] {
             let (compression, mut reader) = decompress(bytes.as_slice()).unwrap();
             let mut out = Vec::new();
             reader.read_to_end(&mut out).unwrap();
@@ -153,12 +141,6 @@ mod tests {
             let (_, mut reader) = decompress(bytes).unwrap();
             reader.read_to_end(&mut Vec::new()).unwrap_err();
         }
-        assert!(
-            decompress(&b"BZh91AY"[..])
-                .err()
-                .unwrap()
-                .to_string()
-                .contains("bzip2")
-        );
+        assert!(decompress(&b"BZh91AY"[..]).err().unwrap().to_string().contains("bzip2"));
     }
 }

@@ -101,10 +101,7 @@ pub(crate) struct RootFs {
 
 impl Default for RootFs {
     fn default() -> Self {
-        Self {
-            kind: "layers".to_owned(),
-            diff_ids: Vec::new(),
-        }
+        Self { kind: "layers".to_owned(), diff_ids: Vec::new() }
     }
 }
 
@@ -120,44 +117,23 @@ pub(crate) struct Empty {}
 pub(crate) struct RunConfig {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) user: String,
-    #[serde(
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_default")]
     pub(crate) exposed_ports: Set,
-    #[serde(
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
     pub(crate) env: Vec<String>,
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "text_or_list"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "text_or_list")]
     pub(crate) entrypoint: Option<Vec<String>>,
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "text_or_list"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "text_or_list")]
     pub(crate) cmd: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) healthcheck: Option<Healthcheck>,
-    #[serde(
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_default")]
     pub(crate) volumes: Set,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) working_dir: String,
-    #[serde(
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
     pub(crate) on_build: Vec<String>,
-    #[serde(
-        skip_serializing_if = "BTreeMap::is_empty",
-        deserialize_with = "null_is_default"
-    )]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_is_default")]
     pub(crate) labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stop_signal: Option<String>,
@@ -181,9 +157,7 @@ impl RunConfig {
     }
 }
 
-fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    input: D,
-) -> Result<T, D::Error> {
+fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(input: D) -> Result<T, D::Error> {
     Option::<T>::deserialize(input).map(Option::unwrap_or_default)
 }
 
@@ -191,17 +165,12 @@ fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
 mod time {
     use super::{Deserialize, Deserializer, Serializer, Timestamp};
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        input: D,
-    ) -> Result<Option<Timestamp>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Timestamp>, D::Error> {
         let text = Option::<String>::deserialize(input)?;
         Ok(text.and_then(|text| text.parse().ok()))
     }
 
-    pub(super) fn serialize<S: Serializer>(
-        time: &Option<Timestamp>,
-        output: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(time: &Option<Timestamp>, output: S) -> Result<S::Ok, S::Error> {
         match time {
             Some(time) => output.collect_str(time),
             None => output.serialize_none(),
@@ -217,12 +186,10 @@ fn text_or_list<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Vec<String
         Text(String),
         List(Vec<String>),
     }
-    Ok(
-        Option::<Either>::deserialize(input)?.map(|either| match either {
-            Either::Text(text) => vec![text],
-            Either::List(list) => list,
-        }),
-    )
+    Ok(Option::<Either>::deserialize(input)?.map(|either| match either {
+        Either::Text(text) => vec![text],
+        Either::List(list) => list,
+    }))
 }
 
 /// The architecture of this machine in the names of the OCI specification.
@@ -249,17 +216,13 @@ mod tests {
             "Volumes":{"/data":{"x":1}},"StopSignal":"","Healthcheck":{"Test":["CMD","x"],"Interval":5},"Unknown":[1]},
             "rootfs":{"type":"layers","diff_ids":null},"history":null}"#;
         let file: ConfigFile = serde_json::from_str(text).unwrap();
-        assert_eq!(
-            file.created.unwrap().to_string(),
-            "2024-01-02T03:04:05.123456789Z"
-        );
+        assert_eq!(file.created.unwrap().to_string(), "2024-01-02T03:04:05.123456789Z");
         let config = file.config.public();
         assert_eq!(config.entrypoint, Some(vec!["/x".to_owned()]));
         assert_eq!((config.cmd, config.stop_signal), (None, None));
         assert_eq!(config.volumes.into_iter().collect::<Vec<_>>(), ["/data"]);
         assert_eq!(config.healthcheck.unwrap().interval, 5);
-        let least: ConfigFile =
-            serde_json::from_str(r#"{"created":"yesterday","config":null}"#).unwrap();
+        let least: ConfigFile = serde_json::from_str(r#"{"created":"yesterday","config":null}"#).unwrap();
         assert_eq!(least.created, None);
     }
 }

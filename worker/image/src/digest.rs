@@ -21,14 +21,10 @@ const PREFIX: &str = "sha256:";
 impl Digest {
     /// Checks the text of a digest.
     pub fn parse(text: &str) -> Result<Self, InvalidDigest> {
-        let valid = text.strip_prefix(PREFIX).is_some_and(|hex| {
-            hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        });
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(InvalidDigest(text.chars().take(100).collect()))
-        }
+        let valid = text
+            .strip_prefix(PREFIX)
+            .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
+        if valid { Ok(Self(text.to_owned())) } else { Err(InvalidDigest(text.chars().take(100).collect())) }
     }
 
     /// The digest of some bytes.

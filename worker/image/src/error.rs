@@ -36,9 +36,7 @@ pub enum Error {
         why: String,
     },
     /// Another process holds the store's lock for too long.
-    #[error(
-        "image store: {path} has been locked by another process for {seconds} s; try again once it is done"
-    )]
+    #[error("image store: {path} has been locked by another process for {seconds} s; try again once it is done")]
     Busy {
         /// The lock's path.
         path: String,
@@ -58,9 +56,7 @@ pub enum Error {
     #[error("invalid image: {0}")]
     Invalid(String),
     /// Content is not what its digest says.
-    #[error(
-        "invalid image: {what} has the digest {actual}, but {expected} is stated; get the archive again"
-    )]
+    #[error("invalid image: {what} has the digest {actual}, but {expected} is stated; get the archive again")]
     DigestMismatch {
         /// Which content.
         what: String,
@@ -118,11 +114,7 @@ pub enum Error {
 /// For `map_err` on the store's own files.
 pub(crate) fn io_at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.display().to_string();
-    move |source| Error::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| Error::Io { action, path, source }
 }
 
 impl Error {
@@ -131,19 +123,13 @@ impl Error {
         if let Some(limit) = limit_of(&source) {
             return Self::Limit(limit);
         }
-        Self::Archive {
-            why: source.to_string(),
-            source: Some(source),
-        }
+        Self::Archive { why: source.to_string(), source: Some(source) }
     }
 
     pub(crate) fn archive(error: tarstream::Error) -> Self {
         match error {
             tarstream::Error::Read(source) => Self::reading(source),
-            other => Self::Archive {
-                why: other.to_string(),
-                source: None,
-            },
+            other => Self::Archive { why: other.to_string(), source: None },
         }
     }
 
@@ -151,21 +137,13 @@ impl Error {
         let why = error.to_string();
         match error {
             unpack::Error::Limit(limit) => Self::Limit(limit),
-            unpack::Error::Tar(tarstream::Error::Read(source)) => Self::Layer {
-                layer: layer.to_owned(),
-                why: format!("cannot read it: {source}"),
-                source: Some(source),
-            },
-            unpack::Error::Io { source, .. } => Self::Layer {
-                layer: layer.to_owned(),
-                why: format!("{why}: {source}"),
-                source: Some(source),
-            },
-            _ => Self::Layer {
-                layer: layer.to_owned(),
-                why,
-                source: None,
-            },
+            unpack::Error::Tar(tarstream::Error::Read(source)) => {
+                Self::Layer { layer: layer.to_owned(), why: format!("cannot read it: {source}"), source: Some(source) }
+            }
+            unpack::Error::Io { source, .. } => {
+                Self::Layer { layer: layer.to_owned(), why: format!("{why}: {source}"), source: Some(source) }
+            }
+            _ => Self::Layer { layer: layer.to_owned(), why, source: None },
         }
     }
 }

@@ -28,13 +28,8 @@ impl Store {
         limits: &Limits,
     ) -> Result<Loaded> {
         let reference = reference.map(Reference::parse).transpose()?;
-        if let Some(pinned) = reference
-            .as_ref()
-            .filter(|reference| reference.digest().is_some())
-        {
-            return Err(Error::Invalid(format!(
-                "{pinned} has a digest; name the new image without one"
-            )));
+        if let Some(pinned) = reference.as_ref().filter(|reference| reference.digest().is_some()) {
+            return Err(Error::Invalid(format!("{pinned} has a digest; name the new image without one")));
         }
         let mut config = RunConfig::default();
         for change in changes {
@@ -43,13 +38,7 @@ impl Store {
         let mut staging = self.stage()?;
         let mut budget = Budget::new("bytes of the archive", limits.archive_bytes);
         let (_, stream) = decompress(rootfs_tar).map_err(Error::reading)?;
-        let layer = blob::stage(
-            Metered {
-                inner: stream,
-                budget: &mut budget,
-            },
-            staging.fresh(),
-        )?;
+        let layer = blob::stage(Metered { inner: stream, budget: &mut budget }, staging.fresh())?;
         let created = Some(Timestamp::now());
         let comment = "Imported from -".to_owned();
         let file = ConfigFile {
@@ -57,15 +46,8 @@ impl Store {
             architecture: host_architecture().to_owned(),
             os: "linux".to_owned(),
             config,
-            rootfs: RootFs {
-                diff_ids: vec![layer.digest.clone()],
-                ..RootFs::default()
-            },
-            history: vec![History {
-                created,
-                comment,
-                ..History::default()
-            }],
+            rootfs: RootFs { diff_ids: vec![layer.digest.clone()], ..RootFs::default() },
+            history: vec![History { created, comment, ..History::default() }],
             ..ConfigFile::default()
         };
         let config = stage_document(&mut staging, &file)?;
@@ -85,9 +67,6 @@ impl Store {
             references: reference.into_iter().collect(),
         };
         let loaded = self.install(vec![candidate], &mut staging, limits, true)?;
-        loaded
-            .into_iter()
-            .next()
-            .ok_or_else(|| Error::Invalid("the import made no image".to_owned()))
+        loaded.into_iter().next().ok_or_else(|| Error::Invalid("the import made no image".to_owned()))
     }
 }

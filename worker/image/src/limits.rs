@@ -45,9 +45,7 @@ impl Default for Limits {
 
 /// A limit that an archive ran into.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error(
-    "{what} exceed the limit of {limit}; if the image is to be trusted, load it with higher limits"
-)]
+#[error("{what} exceed the limit of {limit}; if the image is to be trusted, load it with higher limits")]
 pub struct LimitExceeded {
     /// What there was too much of.
     pub what: &'static str,
@@ -57,11 +55,7 @@ pub struct LimitExceeded {
 
 impl LimitExceeded {
     pub(crate) fn check(what: &'static str, value: u64, limit: u64) -> Result<(), Self> {
-        if value > limit {
-            Err(Self { what, limit })
-        } else {
-            Ok(())
-        }
+        if value > limit { Err(Self { what, limit }) } else { Ok(()) }
     }
 }
 
@@ -75,11 +69,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(what: &'static str, limit: u64) -> Self {
-        Self {
-            what,
-            used: 0,
-            limit,
-        }
+        Self { what, used: 0, limit }
     }
 
     /// Counts `amount`, or says that it is too much.

@@ -83,10 +83,7 @@ impl Store {
             raw: Budget::new("bytes of all layers", raw_limit(limits)),
             unpacked: HashMap::new(),
         };
-        let images = candidates
-            .into_iter()
-            .map(|candidate| installer.plan(candidate))
-            .collect::<Result<Vec<_>>>()?;
+        let images = candidates.into_iter().map(|candidate| installer.plan(candidate)).collect::<Result<Vec<_>>>()?;
         for _ in 0..ATTEMPTS {
             for image in &images {
                 installer.unpack_missing(image)?;
@@ -99,18 +96,13 @@ impl Store {
             }
         }
         let why = "layers are being removed at the same time; try again".to_owned();
-        Err(Error::Conflict {
-            name: "the loaded image".to_owned(),
-            why,
-        })
+        Err(Error::Conflict { name: "the loaded image".to_owned(), why })
     }
 }
 
 /// Payload plus the headers that so many entries need.
 fn raw_limit(limits: &Limits) -> u64 {
-    limits
-        .unpacked_bytes
-        .saturating_add(limits.entries.saturating_mul(2048))
+    limits.unpacked_bytes.saturating_add(limits.entries.saturating_mul(2048))
 }
 
 struct Planned {
@@ -137,35 +129,19 @@ impl Installer<'_> {
         let document = candidate.config.document(self.limits.json_bytes)?;
         let config: ConfigFile = parse(&document, "config of an image")?;
         if !matches!(config.os.as_str(), "" | "linux") {
-            return Err(Error::Invalid(format!(
-                "image {id} is for {}, not for linux",
-                shorten(&config.os)
-            )));
+            return Err(Error::Invalid(format!("image {id} is for {}, not for linux", shorten(&config.os))));
         }
         let diff_ids = config.rootfs.diff_ids;
         if diff_ids.is_empty() || diff_ids.len() != candidate.layers.len() {
             let (stated, present) = (diff_ids.len(), candidate.layers.len());
-            return Err(Error::Invalid(format!(
-                "image {id} has {present} layers, its config lists {stated}"
-            )));
+            return Err(Error::Invalid(format!("image {id} has {present} layers, its config lists {stated}")));
         }
-        LimitExceeded::check(
-            "layers of an image",
-            diff_ids.len() as u64,
-            self.limits.layers as u64,
-        )?;
-        let records = chain_ids(&diff_ids)
-            .into_iter()
-            .zip(diff_ids)
-            .zip(&candidate.layers);
+        LimitExceeded::check("layers of an image", diff_ids.len() as u64, self.limits.layers as u64)?;
+        let records = chain_ids(&diff_ids).into_iter().zip(diff_ids).zip(&candidate.layers);
         let layers = records
             .map(|((chain_id, diff_id), (blob, media_type))| {
                 let blob = Descriptor::new(media_type, blob.digest.clone(), blob.size);
-                LayerRecord {
-                    chain_id,
-                    diff_id,
-                    blob,
-                }
+                LayerRecord { chain_id, diff_id, blob }
             })
             .collect();
         Ok(Planned { candidate, layers })
@@ -196,71 +172,37 @@ impl Installer<'_> {
             return Ok(());
         }
         let (_, stream) = decompress(blob.open()?).map_err(Error::reading)?;
-        let mut content = Hashing::new(Metered {
-            inner: stream,
-            budget: &mut self.raw,
-        });
+        let mut content = Hashing::new(Metered { inner: stream, budget: &mut self.raw });
         std::io::copy(&mut content, &mut std::io::sink()).map_err(Error::reading)?;
         same(diff_id, content.finish().1)
     }
 
-    fn unpack(
-        &mut self,
-        blob: &Staged,
-        layer: &LayerRecord,
-        below: &[LayerRecord],
-    ) -> Result<PathBuf> {
+    fn unpack(&mut self, blob: &Staged, layer: &LayerRecord, below: &[LayerRecord]) -> Result<PathBuf> {
         let dir = self.staging.fresh();
         let target = new_layer(&dir)?;
-        let parents = below
-            .iter()
-            .rev()
-            .map(|parent| self.open_layer(&parent.chain_id))
-            .collect::<Result<_>>()?;
+        let parents = below.iter().rev().map(|parent| self.open_layer(&parent.chain_id)).collect::<Result<_>>()?;
         let before = self.budgets.bytes.used();
         let (_, stream) = decompress(blob.open()?).map_err(Error::reading)?;
-        let mut content = Hashing::new(Metered {
-            inner: stream,
-            budget: &mut self.raw,
-        });
-        unpack(
-            &mut content,
-            self.require_end,
-            target,
-            parents,
-            self.limits,
-            &mut self.budgets,
-        )
-        .map_err(|error| Error::layer(layer.diff_id.as_str(), error))?;
+        let mut content = Hashing::new(Metered { inner: stream, budget: &mut self.raw });
+        unpack(&mut content, self.require_end, target, parents, self.limits, &mut self.budgets)
+            .map_err(|error| Error::layer(layer.diff_id.as_str(), error))?;
         same(&layer.diff_id, content.finish().1)?;
         let size = self.budgets.bytes.used() - before;
-        let file = LayerFile {
-            chain_id: layer.chain_id.clone(),
-            diff_id: layer.diff_id.clone(),
-            size,
-        };
+        let file = LayerFile { chain_id: layer.chain_id.clone(), diff_id: layer.diff_id.clone(), size };
         write_json(&dir.join("layer.json"), &file)?;
         Ok(dir)
     }
 
     fn open_layer(&self, chain_id: &Digest) -> Result<OwnedFd> {
-        let dir = self
-            .unpacked
-            .get(chain_id)
-            .cloned()
-            .unwrap_or_else(|| self.store.layer_path(chain_id));
+        let dir = self.unpacked.get(chain_id).cloned().unwrap_or_else(|| self.store.layer_path(chain_id));
         let path = dir.join("diff");
-        File::open(&path)
-            .map(OwnedFd::from)
-            .map_err(io_at("open", &path))
+        File::open(&path).map(OwnedFd::from).map_err(io_at("open", &path))
     }
 
     /// Whether every layer is staged or in the store. The lock is held.
     fn complete(&self, images: &[Planned]) -> Result<bool> {
         for layer in images.iter().flat_map(|image| &image.layers) {
-            if !self.unpacked.contains_key(&layer.chain_id)
-                && self.store.layer_file(&layer.chain_id)?.is_none()
-            {
+            if !self.unpacked.contains_key(&layer.chain_id) && self.store.layer_file(&layer.chain_id)?.is_none() {
                 return Ok(false);
             }
         }
@@ -293,10 +235,7 @@ impl Installer<'_> {
                 }
             }
             tracing::info!(image.id = %id, references = ?names, "image loaded");
-            loaded.push(Loaded {
-                id: id.to_string(),
-                references: names,
-            });
+            loaded.push(Loaded { id: id.to_string(), references: names });
         }
         self.store.write_references(&references)?;
         Ok(loaded)
@@ -305,13 +244,8 @@ impl Installer<'_> {
     /// Whether the image is in the store with all that belongs to it.
     fn intact(&self, id: &Digest) -> bool {
         self.store.record(id).is_ok_and(|record| {
-            record
-                .blobs()
-                .all(|digest| self.store.blobs.contains(digest))
-                && record
-                    .layers
-                    .iter()
-                    .all(|layer| self.store.layer_path(&layer.chain_id).exists())
+            record.blobs().all(|digest| self.store.blobs.contains(digest))
+                && record.layers.iter().all(|layer| self.store.layer_path(&layer.chain_id).exists())
         })
     }
 
@@ -330,11 +264,7 @@ impl Installer<'_> {
         let (config, manifest) = (&candidate.config, &candidate.manifest);
         let record = Record {
             id: config.digest.clone(),
-            manifest: Descriptor::new(
-                &candidate.manifest_type,
-                manifest.digest.clone(),
-                manifest.size,
-            ),
+            manifest: Descriptor::new(&candidate.manifest_type, manifest.digest.clone(), manifest.size),
             config: Descriptor::new(&candidate.config_type, config.digest.clone(), config.size),
             layers: image.layers.clone(),
             size,
@@ -348,28 +278,20 @@ fn new_layer(dir: &Path) -> Result<OwnedFd> {
     let diff = dir.join("diff");
     fs::create_dir(dir).map_err(io_at("create", dir))?;
     fs::create_dir(&diff).map_err(io_at("create", &diff))?;
-    fs::set_permissions(&diff, fs::Permissions::from_mode(0o755))
-        .map_err(io_at("set the mode of", &diff))?;
-    File::open(&diff)
-        .map(OwnedFd::from)
-        .map_err(io_at("open", &diff))
+    fs::set_permissions(&diff, fs::Permissions::from_mode(0o755)).map_err(io_at("set the mode of", &diff))?;
+    File::open(&diff).map(OwnedFd::from).map_err(io_at("open", &diff))
 }
 
 fn same(expected: &Digest, actual: Digest) -> Result<()> {
     if *expected == actual {
         return Ok(());
     }
-    Err(Error::DigestMismatch {
-        what: "a layer".to_owned(),
-        expected: expected.clone(),
-        actual,
-    })
+    Err(Error::DigestMismatch { what: "a layer".to_owned(), expected: expected.clone(), actual })
 }
 
 /// A document of an archive.
 pub(crate) fn parse<T: DeserializeOwned>(document: &[u8], what: &str) -> Result<T> {
-    serde_json::from_slice(document)
-        .map_err(|error| Error::Invalid(format!("the {what} is malformed: {error}")))
+    serde_json::from_slice(document).map_err(|error| Error::Invalid(format!("the {what} is malformed: {error}")))
 }
 
 /// Text of an archive, fit for a message.
@@ -378,10 +300,7 @@ pub(crate) fn shorten(text: &str) -> String {
 }
 
 /// A small document that was made here, in the staging directory.
-pub(crate) fn stage_document(
-    staging: &mut Staging,
-    value: &impl serde::Serialize,
-) -> Result<Staged> {
+pub(crate) fn stage_document(staging: &mut Staging, value: &impl serde::Serialize) -> Result<Staged> {
     let path = staging.fresh();
     let bytes = serde_json::to_vec(value).map_err(|error| damaged(&path, &error.to_string()))?;
     blob::stage(bytes.as_slice(), path)

@@ -83,13 +83,7 @@ pub(crate) struct DockerManifest {
 
 impl Descriptor {
     pub(crate) fn new(media_type: &str, digest: Digest, size: u64) -> Self {
-        Self {
-            media_type: media_type.to_owned(),
-            digest,
-            size,
-            platform: None,
-            annotations: None,
-        }
+        Self { media_type: media_type.to_owned(), digest, size, platform: None, annotations: None }
     }
 
     pub(crate) fn is_index(&self) -> bool {
@@ -106,30 +100,20 @@ impl Descriptor {
             return false;
         }
         self.platform.as_ref().is_none_or(|platform| {
-            platform.architecture.is_empty()
-                || (platform.architecture == architecture && platform.os == "linux")
+            platform.architecture.is_empty() || (platform.architecture == architecture && platform.os == "linux")
         })
     }
 }
 
 impl Manifest {
     pub(crate) fn new(config: Descriptor, layers: Vec<Descriptor>) -> Self {
-        Self {
-            schema_version: 2,
-            media_type: OCI_MANIFEST.to_owned(),
-            config,
-            layers,
-        }
+        Self { schema_version: 2, media_type: OCI_MANIFEST.to_owned(), config, layers }
     }
 }
 
 impl Index {
     pub(crate) fn new(manifests: Vec<Descriptor>) -> Self {
-        Self {
-            schema_version: 2,
-            media_type: OCI_INDEX.to_owned(),
-            manifests,
-        }
+        Self { schema_version: 2, media_type: OCI_INDEX.to_owned(), manifests }
     }
 }
 
@@ -147,15 +131,8 @@ pub(crate) fn blob_path(digest: &Digest) -> String {
 }
 
 /// The best of several images for `architecture`: the first without a special variant, else the first.
-pub(crate) fn choose<'a>(
-    descriptors: &'a [Descriptor],
-    architecture: &str,
-) -> Option<&'a Descriptor> {
-    let plain = |d: &&Descriptor| {
-        d.platform
-            .as_ref()
-            .is_none_or(|p| p.variant.is_empty() || p.variant == "v8")
-    };
+pub(crate) fn choose<'a>(descriptors: &'a [Descriptor], architecture: &str) -> Option<&'a Descriptor> {
+    let plain = |d: &&Descriptor| d.platform.as_ref().is_none_or(|p| p.variant.is_empty() || p.variant == "v8");
     let mut fitting = descriptors.iter().filter(|d| d.runs_on(architecture));
     fitting.clone().find(plain).or_else(|| fitting.next())
 }
@@ -168,11 +145,7 @@ pub(crate) fn platforms(descriptors: &[Descriptor]) -> String {
         .take(20)
         .map(|p| format!("{}/{}", p.os, p.architecture))
         .collect();
-    if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(", ")
-    }
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 #[cfg(test)]
@@ -181,15 +154,8 @@ mod tests {
     use super::*;
 
     fn descriptor(os: &str, architecture: &str, variant: &str) -> Descriptor {
-        let platform = Platform {
-            os: os.into(),
-            architecture: architecture.into(),
-            variant: variant.into(),
-        };
-        Descriptor {
-            platform: Some(platform),
-            ..Descriptor::new(OCI_MANIFEST, Digest::of(variant.as_bytes()), 1)
-        }
+        let platform = Platform { os: os.into(), architecture: architecture.into(), variant: variant.into() };
+        Descriptor { platform: Some(platform), ..Descriptor::new(OCI_MANIFEST, Digest::of(variant.as_bytes()), 1) }
     }
 
     #[test]
@@ -206,13 +172,8 @@ mod tests {
         assert_eq!(choose(&all[..2], "amd64"), Some(&all[1]));
         assert_eq!(choose(&all, "s390x"), None);
         let mut attestation = descriptor("linux", "amd64", "");
-        attestation.annotations = Some(
-            [(
-                REFERENCE_TYPE_ANNOTATION.to_owned(),
-                "attestation-manifest".to_owned(),
-            )]
-            .into(),
-        );
+        attestation.annotations =
+            Some([(REFERENCE_TYPE_ANNOTATION.to_owned(), "attestation-manifest".to_owned())].into());
         assert_eq!(choose(&[attestation], "amd64"), None);
         assert_eq!(platforms(&all[..1]), "windows/amd64");
     }

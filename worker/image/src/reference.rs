@@ -93,20 +93,12 @@ impl Reference {
         if tag.is_some_and(|tag| !valid_tag(tag)) {
             return Err(ParseError::Tag(shown()));
         }
-        let path = if domain == DEFAULT_DOMAIN && !path.contains('/') {
-            format!("{OFFICIAL}{path}")
-        } else {
-            path.to_owned()
-        };
+        let path =
+            if domain == DEFAULT_DOMAIN && !path.contains('/') { format!("{OFFICIAL}{path}") } else { path.to_owned() };
         if domain.len() + 1 + path.len() > NAME_MAX {
             return Err(ParseError::TooLong);
         }
-        Ok(Self {
-            domain: domain.to_owned(),
-            path,
-            tag: tag.map(str::to_owned),
-            digest,
-        })
+        Ok(Self { domain: domain.to_owned(), path, tag: tag.map(str::to_owned), digest })
     }
 
     /// The same name with the tag `latest`, if it has neither tag nor digest.
@@ -121,12 +113,7 @@ impl Reference {
     /// The same repository with this digest and no tag: what a pinned name is looked up by.
     #[must_use]
     pub fn pinned(&self, digest: Digest) -> Self {
-        Self {
-            domain: self.domain.clone(),
-            path: self.path.clone(),
-            tag: None,
-            digest: Some(digest),
-        }
+        Self { domain: self.domain.clone(), path: self.path.clone(), tag: None, digest: Some(digest) }
     }
 
     /// The same repository and tag without a digest.
@@ -172,17 +159,10 @@ impl Reference {
         if self.domain != DEFAULT_DOMAIN {
             return self.repository();
         }
-        let short = self
-            .path
-            .strip_prefix(OFFICIAL)
-            .filter(|short| !short.contains('/'));
+        let short = self.path.strip_prefix(OFFICIAL).filter(|short| !short.contains('/'));
         let short = short.unwrap_or(&self.path);
         // `docker.io/a.b/c` has no shorter form: `a.b/c` would name the registry a.b.
-        if split_domain(short).1 == short {
-            short.to_owned()
-        } else {
-            self.repository()
-        }
+        if split_domain(short).1 == short { short.to_owned() } else { self.repository() }
     }
 
     /// The whole name as people write it, for example `alpine:latest`.
@@ -221,18 +201,9 @@ impl std::str::FromStr for Reference {
 fn split_domain(text: &str) -> (&str, &str) {
     match text.split_once('/') {
         Some((first, rest))
-            if first == "localhost"
-                || first.contains(['.', ':'])
-                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
+            if first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|b| b.is_ascii_uppercase()) =>
         {
-            (
-                if first == LEGACY_DOMAIN {
-                    DEFAULT_DOMAIN
-                } else {
-                    first
-                },
-                rest,
-            )
+            (if first == LEGACY_DOMAIN { DEFAULT_DOMAIN } else { first }, rest)
         }
         _ => (DEFAULT_DOMAIN, text),
     }
@@ -260,16 +231,14 @@ fn valid_domain(domain: &str) -> bool {
     };
     let label = |label: &str| {
         !label.is_empty()
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
     let port_ok = port.is_empty()
-        || port.strip_prefix(':').is_some_and(|p| {
-            !p.is_empty() && p.len() <= 5 && p.bytes().all(|b| b.is_ascii_digit())
-        });
+        || port
+            .strip_prefix(':')
+            .is_some_and(|p| !p.is_empty() && p.len() <= 5 && p.bytes().all(|b| b.is_ascii_digit()));
     port_ok && host.split('.').all(label)
 }
 
@@ -277,8 +246,7 @@ fn valid_domain(domain: &str) -> bool {
 fn valid_path_component(component: &str) -> bool {
     let alnum = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9');
     let bytes = component.as_bytes();
-    let ends_ok =
-        bytes.first().copied().is_some_and(alnum) && bytes.last().copied().is_some_and(alnum);
+    let ends_ok = bytes.first().copied().is_some_and(alnum) && bytes.last().copied().is_some_and(alnum);
     ends_ok
         && bytes
             .split(|b| alnum(*b))

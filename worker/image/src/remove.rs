@@ -37,52 +37,32 @@ impl Store {
     /// `in_use` holds the ids (`sha256:…`) of images that containers use. Such an image is never deleted:
     /// by name its last name is only taken with `force`, by id the call fails. By id an image with several
     /// names needs `force` too.
-    pub fn remove(
-        &self,
-        name: &str,
-        force: bool,
-        in_use: &HashSet<String>,
-    ) -> Result<Vec<Removed>> {
+    pub fn remove(&self, name: &str, force: bool, in_use: &HashSet<String>) -> Result<Vec<Removed>> {
         let lock = self.lock()?;
         let mut references = self.references()?;
         let (id, found) = self.find(name, &references)?;
         let used = in_use.contains(id.as_str());
-        let conflict = |why: String| {
-            Err(Error::Conflict {
-                name: name.to_owned(),
-                why,
-            })
-        };
+        let conflict = |why: String| Err(Error::Conflict { name: name.to_owned(), why });
         let (gone, delete) = match &found {
             Some(found) => {
                 let gone = names_that_go(found, &id, &references);
-                let last = !references
-                    .iter()
-                    .any(|(other, target)| *target == id && !gone.contains(other));
+                let last = !references.iter().any(|(other, target)| *target == id && !gone.contains(other));
                 if last && used && !force {
-                    return conflict("a container uses it; remove the container, or use force to take the name only".to_owned());
+                    return conflict(
+                        "a container uses it; remove the container, or use force to take the name only".to_owned(),
+                    );
                 }
                 (gone, last && !used)
             }
             None => {
-                let all: Vec<String> = references
-                    .iter()
-                    .filter(|(_, target)| **target == id)
-                    .map(|(name, _)| name.clone())
-                    .collect();
+                let all: Vec<String> =
+                    references.iter().filter(|(_, target)| **target == id).map(|(name, _)| name.clone()).collect();
                 if used {
                     return conflict("a container uses it; remove the container first".to_owned());
                 }
-                let tags: Vec<String> = all
-                    .iter()
-                    .filter(|name| !name.contains('@'))
-                    .map(|n| familiar(n))
-                    .collect();
+                let tags: Vec<String> = all.iter().filter(|name| !name.contains('@')).map(|n| familiar(n)).collect();
                 if tags.len() > 1 && !force {
-                    return conflict(format!(
-                        "it has several names ({}); use force to take them all",
-                        tags.join(", ")
-                    ));
+                    return conflict(format!("it has several names ({}); use force to take them all", tags.join(", ")));
                 }
                 (all, true)
             }
@@ -91,10 +71,7 @@ impl Store {
             references.remove(name);
         }
         self.write_references(&references)?;
-        let mut removed: Vec<Removed> = gone
-            .iter()
-            .map(|name| Removed::Untagged(familiar(name)))
-            .collect();
+        let mut removed: Vec<Removed> = gone.iter().map(|name| Removed::Untagged(familiar(name))).collect();
         if delete {
             // The trash is emptied after the lock is given back.
             let mut trash = Staging::new(&self.tmp())?;
@@ -115,16 +92,12 @@ impl Store {
         let dir = self.layers_dir();
         for entry in fs::read_dir(&dir).map_err(io_at("read", &dir))? {
             let entry = entry.map_err(io_at("read", &dir))?;
-            let kept = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| layers.contains(name));
+            let kept = entry.file_name().to_str().is_some_and(|name| layers.contains(name));
             if kept || in_use.contains(&entry.path().join("diff")) {
                 continue;
             }
             let size = fs::read(entry.path().join("layer.json")).ok();
-            let size = size
-                .and_then(|bytes| serde_json::from_slice::<crate::store::LayerFile>(&bytes).ok());
+            let size = size.and_then(|bytes| serde_json::from_slice::<crate::store::LayerFile>(&bytes).ok());
             collected.bytes += size.map_or(0, |file| file.size);
             fs::rename(entry.path(), trash.fresh()).map_err(io_at("remove", &entry.path()))?;
             collected.layers += 1;
@@ -170,28 +143,17 @@ impl Store {
             }
         }
         let own: HashSet<&str> = record.blobs().map(Digest::hex).collect();
-        self.blobs
-            .retain(|hex| !own.contains(hex) || blobs.contains(hex))?;
+        self.blobs.retain(|hex| !own.contains(hex) || blobs.contains(hex))?;
         Ok(removed)
     }
 
     /// Names of the layer directories and of the blobs that images need. Fails if a record can't be read,
     /// since what it needs is unknown then.
     fn needed(&self) -> Result<(HashSet<String>, HashSet<String>)> {
-        let records = self
-            .ids()?
-            .iter()
-            .map(|id| self.record(id))
-            .collect::<Result<Vec<Record>>>()?;
+        let records = self.ids()?.iter().map(|id| self.record(id)).collect::<Result<Vec<Record>>>()?;
         let layers = records.iter().flat_map(|record| &record.layers);
-        let layers = layers
-            .map(|layer| Self::layer_name(&layer.chain_id).to_owned())
-            .collect();
-        let blobs = records
-            .iter()
-            .flat_map(Record::blobs)
-            .map(|digest| digest.hex().to_owned())
-            .collect();
+        let layers = layers.map(|layer| Self::layer_name(&layer.chain_id).to_owned()).collect();
+        let blobs = records.iter().flat_map(Record::blobs).map(|digest| digest.hex().to_owned()).collect();
         Ok((layers, blobs))
     }
 }

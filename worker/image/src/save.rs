@@ -19,13 +19,10 @@ impl Store {
         let mut images: Vec<(Digest, Vec<Reference>)> = Vec::new();
         for name in names {
             for (id, reference) in self.selected(name, &references)? {
-                let at = images
-                    .iter()
-                    .position(|(other, _)| *other == id)
-                    .unwrap_or_else(|| {
-                        images.push((id, Vec::new()));
-                        images.len() - 1
-                    });
+                let at = images.iter().position(|(other, _)| *other == id).unwrap_or_else(|| {
+                    images.push((id, Vec::new()));
+                    images.len() - 1
+                });
                 let names = &mut images[at].1;
                 names.extend(reference.filter(|reference| !names.contains(reference)));
             }
@@ -36,11 +33,7 @@ impl Store {
         let mut archive = Writer::new(out)?;
         for (id, references) in images {
             let record = self.record(&id)?;
-            let layers: Vec<_> = record
-                .layers
-                .iter()
-                .map(|layer| layer.blob.clone())
-                .collect();
+            let layers: Vec<_> = record.layers.iter().map(|layer| layer.blob.clone()).collect();
             for descriptor in layers.iter().chain([&record.config, &record.manifest]) {
                 if !archive.has(&descriptor.digest) {
                     archive.blob(descriptor, self.blobs.open(&descriptor.digest)?)?;
@@ -52,11 +45,7 @@ impl Store {
     }
 
     /// What a name selects: images, each with one of the names that shall go with it.
-    fn selected(
-        &self,
-        name: &str,
-        references: &References,
-    ) -> Result<Vec<(Digest, Option<Reference>)>> {
+    fn selected(&self, name: &str, references: &References) -> Result<Vec<(Digest, Option<Reference>)>> {
         if let Ok(reference) = Reference::parse(name)
             && reference.tag().is_none()
             && reference.digest().is_none()
@@ -64,9 +53,7 @@ impl Store {
             let of_repository: Vec<_> = references
                 .iter()
                 .filter_map(|(name, id)| Some((id.clone(), Reference::parse(name).ok()?)))
-                .filter(|(_, other)| {
-                    other.tag().is_some() && other.repository() == reference.repository()
-                })
+                .filter(|(_, other)| other.tag().is_some() && other.repository() == reference.repository())
                 .map(|(id, other)| (id, Some(other)))
                 .collect();
             if !of_repository.is_empty() {
@@ -74,9 +61,7 @@ impl Store {
             }
         }
         let (id, found) = self.find(name, references)?;
-        let found = found
-            .and_then(|found| Reference::parse(&found).ok())
-            .filter(|found| found.digest().is_none());
+        let found = found.and_then(|found| Reference::parse(&found).ok()).filter(|found| found.digest().is_none());
         Ok(vec![(id, found)])
     }
 }

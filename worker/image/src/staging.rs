@@ -30,14 +30,9 @@ pub(crate) fn lock(path: &Path) -> Result<Lock> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(Lock { _file: file }),
-            Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_WAIT => {
-                thread::sleep(LOCK_POLL)
-            }
+            Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_WAIT => thread::sleep(LOCK_POLL),
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::Busy {
-                    path: path.display().to_string(),
-                    seconds: LOCK_WAIT.as_secs(),
-                });
+                return Err(Error::Busy { path: path.display().to_string(), seconds: LOCK_WAIT.as_secs() });
             }
             Err(TryLockError::Error(source)) => return Err(io_at("lock", path)(source)),
         }
@@ -45,13 +40,7 @@ pub(crate) fn lock(path: &Path) -> Result<Lock> {
 }
 
 fn open_lock(path: &Path) -> Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(io_at("open", path))
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(io_at("open", path))
 }
 
 /// A directory that disappears with its owner.
@@ -73,11 +62,7 @@ impl Staging {
                 Ok(()) => {
                     let owner = open_lock(&path.join(OWNER))?;
                     owner.lock().map_err(io_at("lock", &path))?;
-                    return Ok(Self {
-                        path,
-                        next: 0,
-                        _owner: Lock { _file: owner },
-                    });
+                    return Ok(Self { path, next: 0, _owner: Lock { _file: owner } });
                 }
                 // Left by a process that had this one's number.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -111,11 +96,7 @@ pub(crate) fn sweep(tmp: &Path) -> Result<()> {
         };
         if !owned {
             tracing::info!(path = %path.display(), "removing what an interrupted call left");
-            let removed = if path.is_dir() {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(io_at("remove", &path))?;
         }
     }
@@ -133,9 +114,7 @@ pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
     let mut file = File::create(&temporary).map_err(io_at("create", &temporary))?;
-    file.write_all(content)
-        .and_then(|()| file.sync_all())
-        .map_err(io_at("write", &temporary))?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(io_at("write", &temporary))?;
     fs::rename(&temporary, path).map_err(io_at("replace", path))?;
     sync_parent(path)
 }
@@ -143,7 +122,5 @@ pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
 /// Makes the names in the directory of `path` durable.
 pub(crate) fn sync_parent(path: &Path) -> Result<()> {
     let parent = path.parent().unwrap_or(path);
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(io_at("sync", parent))
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(io_at("sync", parent))
 }

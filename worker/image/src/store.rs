@@ -96,8 +96,7 @@ impl Record {
     /// All that the image needs in the blob store.
     pub(crate) fn blobs(&self) -> impl Iterator<Item = &Digest> {
         let own = [&self.manifest.digest, &self.config.digest];
-        own.into_iter()
-            .chain(self.layers.iter().map(|layer| &layer.blob.digest))
+        own.into_iter().chain(self.layers.iter().map(|layer| &layer.blob.digest))
     }
 }
 
@@ -109,13 +108,7 @@ impl Store {
         fs::create_dir_all(root).map_err(io_at("create", root))?;
         let root = root.canonicalize().map_err(io_at("open", root))?;
         let blobs = root.join("blobs");
-        for dir in [
-            &root.join("tmp"),
-            &blobs,
-            &blobs.join("sha256"),
-            &root.join("layers"),
-            &root.join("images"),
-        ] {
+        for dir in [&root.join("tmp"), &blobs, &blobs.join("sha256"), &root.join("layers"), &root.join("images")] {
             match staging::private_dir(dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                     return Err(io_at("create", dir)(error));
@@ -123,10 +116,7 @@ impl Store {
                 _ => {}
             }
         }
-        let store = Self {
-            blobs: Blobs::new(blobs.join("sha256")),
-            root,
-        };
+        let store = Self { blobs: Blobs::new(blobs.join("sha256")), root };
         let _lock = store.lock()?;
         staging::sweep(&store.tmp())?;
         Ok(store)
@@ -137,10 +127,7 @@ impl Store {
         let references = self.references()?;
         let mut images = Vec::new();
         for id in self.ids()? {
-            match self
-                .record(&id)
-                .and_then(|record| self.image(&record, &references))
-            {
+            match self.record(&id).and_then(|record| self.image(&record, &references)) {
                 Ok(image) => images.push(image),
                 // Removed meanwhile.
                 Err(Error::NotFound(_)) => {}
@@ -163,9 +150,7 @@ impl Store {
     pub fn tag(&self, source: &str, target: &str) -> Result<()> {
         let target = Reference::parse(target)?;
         if target.digest().is_some() {
-            return Err(Error::Invalid(format!(
-                "{target} has a digest; a new name must have a tag or nothing"
-            )));
+            return Err(Error::Invalid(format!("{target} has a digest; a new name must have a tag or nothing")));
         }
         let _lock = self.lock()?;
         let mut references = self.references()?;
@@ -183,11 +168,8 @@ impl Store {
             _ => self.find(image_id, &self.references()?)?.0,
         };
         let record = self.record(&id)?;
-        let paths: Vec<PathBuf> = record
-            .layers
-            .iter()
-            .map(|layer| self.layer_path(&layer.chain_id).join("diff"))
-            .collect();
+        let paths: Vec<PathBuf> =
+            record.layers.iter().map(|layer| self.layer_path(&layer.chain_id).join("diff")).collect();
         match paths.iter().find(|path| !path.is_dir()) {
             None => Ok(paths),
             Some(path) => Err(damaged(path, "the layer is missing")),
@@ -248,9 +230,7 @@ impl Store {
         let path = self.layer_path(chain_id);
         let file: Option<LayerFile> = read_json(&path.join("layer.json"))?;
         match &file {
-            Some(file) if file.chain_id != *chain_id => {
-                Err(damaged(&path, "it belongs to another chain of layers"))
-            }
+            Some(file) if file.chain_id != *chain_id => Err(damaged(&path, "it belongs to another chain of layers")),
             _ => Ok(file),
         }
     }
@@ -269,11 +249,7 @@ impl Store {
     }
 
     /// The id that a text means, and the name by which it was found, if it was a name.
-    pub(crate) fn find(
-        &self,
-        text: &str,
-        references: &References,
-    ) -> Result<(Digest, Option<String>)> {
+    pub(crate) fn find(&self, text: &str, references: &References) -> Result<(Digest, Option<String>)> {
         if let Ok(digest) = Digest::parse(text) {
             return self.find_digest(&digest, references).map(|id| (id, None));
         }
@@ -298,10 +274,7 @@ impl Store {
             return Ok(id.clone());
         }
         for id in self.ids()? {
-            if self
-                .record(&id)
-                .is_ok_and(|record| record.manifest.digest == *digest)
-            {
+            if self.record(&id).is_ok_and(|record| record.manifest.digest == *digest) {
                 return Ok(id);
             }
         }
@@ -310,31 +283,16 @@ impl Store {
 
     fn find_prefix(&self, text: &str) -> Result<Digest> {
         let prefix = text.strip_prefix("sha256:").unwrap_or(text);
-        if prefix.is_empty()
-            || !prefix
-                .bytes()
-                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        {
+        if prefix.is_empty() || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(Error::NotFound(text.to_owned()));
         }
-        let mut fitting: Vec<Digest> = self
-            .ids()?
-            .into_iter()
-            .filter(|id| id.hex().starts_with(prefix))
-            .collect();
+        let mut fitting: Vec<Digest> = self.ids()?.into_iter().filter(|id| id.hex().starts_with(prefix)).collect();
         match fitting.len() {
             0 => Err(Error::NotFound(text.to_owned())),
             1 => Ok(fitting.remove(0)),
             _ => {
-                let candidates = fitting
-                    .iter()
-                    .take(CANDIDATES)
-                    .map(ToString::to_string)
-                    .collect();
-                Err(Error::Ambiguous {
-                    prefix: text.to_owned(),
-                    candidates,
-                })
+                let candidates = fitting.iter().take(CANDIDATES).map(ToString::to_string).collect();
+                Err(Error::Ambiguous { prefix: text.to_owned(), candidates })
             }
         }
     }
@@ -343,9 +301,7 @@ impl Store {
         let document = self.blobs.document(&record.config.digest)?;
         let file: ConfigFile = serde_json::from_slice(&document)
             .map_err(|error| damaged(&self.record_path(&record.id), &error.to_string()))?;
-        let (digests, tags) = names_of(&record.id, references)
-            .into_iter()
-            .partition(|name| name.contains('@'));
+        let (digests, tags) = names_of(&record.id, references).into_iter().partition(|name| name.contains('@'));
         Ok(Image {
             id: record.id.to_string(),
             references: tags,
@@ -356,11 +312,7 @@ impl Store {
             os: file.os,
             author: file.author,
             config: file.config.public(),
-            layers: record
-                .layers
-                .iter()
-                .map(|layer| layer.diff_id.to_string())
-                .collect(),
+            layers: record.layers.iter().map(|layer| layer.diff_id.to_string()).collect(),
             history: file.history,
         })
     }
@@ -380,17 +332,12 @@ pub(crate) fn familiar(name: &str) -> String {
 }
 
 pub(crate) fn damaged(path: &Path, why: &str) -> Error {
-    Error::Damaged {
-        path: path.display().to_string(),
-        why: why.to_owned(),
-    }
+    Error::Damaged { path: path.display().to_string(), why: why.to_owned() }
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| damaged(path, &error.to_string())),
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(path, &error.to_string())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(io_at("read", path)(error)),
     }

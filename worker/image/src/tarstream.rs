@@ -93,14 +93,7 @@ struct Extended {
 
 impl<R: Read> TarReader<R> {
     pub(crate) fn new(inner: R, options: Options) -> Self {
-        Self {
-            inner,
-            options,
-            offset: 0,
-            remaining: 0,
-            padding: 0,
-            ended: false,
-        }
+        Self { inner, options, offset: 0, remaining: 0, padding: 0, ended: false }
     }
 
     /// The next member, or none at the end. What was left of the last one's payload is skipped.
@@ -116,18 +109,11 @@ impl<R: Read> TarReader<R> {
             };
             let kind = header.as_bytes()[TYPE_AT];
             match kind {
-                b'L' => {
-                    extended.long_path =
-                        Some(strip_nul(self.read_extended(&header, &mut extended.bytes)?))
-                }
-                b'K' => {
-                    extended.long_link =
-                        Some(strip_nul(self.read_extended(&header, &mut extended.bytes)?))
-                }
+                b'L' => extended.long_path = Some(strip_nul(self.read_extended(&header, &mut extended.bytes)?)),
+                b'K' => extended.long_link = Some(strip_nul(self.read_extended(&header, &mut extended.bytes)?)),
                 b'x' => {
                     let data = self.read_extended(&header, &mut extended.bytes)?;
-                    extended.pax =
-                        pax::records(&data).ok_or_else(|| self.damaged("malformed pax record"))?;
+                    extended.pax = pax::records(&data).ok_or_else(|| self.damaged("malformed pax record"))?;
                 }
                 // Defaults for all members: nothing that builds images relies on it, and nothing else obeys it.
                 b'g' => drop(self.read_extended(&header, &mut extended.bytes)?),
@@ -144,16 +130,12 @@ impl<R: Read> TarReader<R> {
     }
 
     fn damaged(&self, what: impl Into<String>) -> Error {
-        Error::Header {
-            offset: self.offset.saturating_sub(BLOCK as u64),
-            what: what.into(),
-        }
+        Error::Header { offset: self.offset.saturating_sub(BLOCK as u64), what: what.into() }
     }
 
     fn skip_payload(&mut self) -> Result<(), Error> {
         let left = self.remaining + self.padding;
-        let skipped =
-            io::copy(&mut self.inner.by_ref().take(left), &mut io::sink()).map_err(Error::Read)?;
+        let skipped = io::copy(&mut self.inner.by_ref().take(left), &mut io::sink()).map_err(Error::Read)?;
         self.offset += skipped;
         // A missing padding after the last payload is caught by the missing end mark.
         if skipped < self.remaining {
@@ -182,11 +164,7 @@ impl<R: Read> TarReader<R> {
         }
         if filled == 0 {
             self.ended = true;
-            return if self.options.require_end {
-                Err(Error::Truncated("without its end mark"))
-            } else {
-                Ok(None)
-            };
+            return if self.options.require_end { Err(Error::Truncated("without its end mark")) } else { Ok(None) };
         }
         if filled < BLOCK {
             return Err(Error::Truncated("in the middle of a header"));
@@ -196,23 +174,15 @@ impl<R: Read> TarReader<R> {
             return Ok(None);
         }
         let bytes = header.as_bytes();
-        let sum: u32 = bytes[..148]
-            .iter()
-            .chain(&bytes[156..])
-            .map(|b| u32::from(*b))
-            .sum::<u32>()
-            + 8 * 0x20;
+        let sum: u32 = bytes[..148].iter().chain(&bytes[156..]).map(|b| u32::from(*b)).sum::<u32>() + 8 * 0x20;
         if header.cksum().ok() != Some(sum) {
-            return Err(self
-                .damaged("the checksum does not match; this is no tar archive, or a damaged one"));
+            return Err(self.damaged("the checksum does not match; this is no tar archive, or a damaged one"));
         }
         Ok(Some(header))
     }
 
     fn read_extended(&mut self, header: &Header, used: &mut u64) -> Result<Vec<u8>, Error> {
-        let size = header
-            .entry_size()
-            .map_err(|e| self.damaged(e.to_string()))?;
+        let size = header.entry_size().map_err(|e| self.damaged(e.to_string()))?;
         let limit = self.options.header_bytes;
         *used = used.saturating_add(size).saturating_add(BLOCK as u64);
         if *used > limit {
@@ -234,16 +204,10 @@ impl<R: Read> TarReader<R> {
     }
 
     fn entry(&mut self, header: &Header, extended: Extended) -> Result<Entry, Error> {
-        let path = extended
-            .long_path
-            .unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = extended
-            .long_link
-            .or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
+        let path = extended.long_path.unwrap_or_else(|| header.path_bytes().into_owned());
+        let link = extended.long_link.or_else(|| header.link_name_bytes().map(|l| l.into_owned()));
         let number = |field: io::Result<u64>| field.map_err(|e| self.damaged(e.to_string()));
-        let id = |value: u64| {
-            u32::try_from(value).map_err(|_| self.damaged("an owner's id is out of range"))
-        };
+        let id = |value: u64| u32::try_from(value).map_err(|_| self.damaged("an owner's id is out of range"));
         let mut entry = Entry {
             kind: Kind::File,
             path,
@@ -272,17 +236,12 @@ impl<R: Read> TarReader<R> {
             b'6' => Kind::Fifo,
             other => {
                 let path = String::from_utf8_lossy(&entry.path).into_owned();
-                return Err(Error::Unsupported {
-                    path,
-                    kind: char::from(other),
-                });
+                return Err(Error::Unsupported { path, kind: char::from(other) });
             }
         };
         if matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice) {
             let part = |field: io::Result<Option<u32>>| {
-                field
-                    .map(Option::unwrap_or_default)
-                    .map_err(|e| self.damaged(e.to_string()))
+                field.map(Option::unwrap_or_default).map_err(|e| self.damaged(e.to_string()))
             };
             entry.device = (part(header.device_major())?, part(header.device_minor())?);
         }
@@ -299,9 +258,7 @@ impl<R: Read> TarReader<R> {
 
 impl<R: Read> Read for TarReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.remaining)
-            .unwrap_or(usize::MAX)
-            .min(buf.len());
+        let want = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(buf.len());
         if want == 0 {
             return Ok(0);
         }

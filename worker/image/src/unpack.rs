@@ -31,16 +31,7 @@ use tree::Tree;
 
 /// Devices without power over the machine, by (major, minor): null, zero, full, random, urandom, tty,
 /// console, ptmx. Some images put them into a chroot of their own.
-const HARMLESS_DEVICES: [(u32, u32); 8] = [
-    (1, 3),
-    (1, 5),
-    (1, 7),
-    (1, 8),
-    (1, 9),
-    (5, 0),
-    (5, 1),
-    (5, 2),
-];
+const HARMLESS_DEVICES: [(u32, u32); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
 
 /// Bytes of paths of directories that are remembered until their times can be set.
 const DIRECTORY_BYTES: usize = 64 << 20;
@@ -89,10 +80,7 @@ pub(crate) fn unpack(
     limits: &Limits,
     budgets: &mut Budgets,
 ) -> Result<(), Error> {
-    let options = tarstream::Options {
-        header_bytes: limits.header_bytes,
-        require_end,
-    };
+    let options = tarstream::Options { header_bytes: limits.header_bytes, require_end };
     let mut reader = TarReader::new(tar, options);
     let mut unpacker = Unpacker {
         tree: Tree::new(target),
@@ -142,8 +130,7 @@ struct Unpacker<'a> {
 
 impl Unpacker<'_> {
     fn place(&mut self, entry: &Entry, payload: &mut impl Read) -> Result<(), Error> {
-        let path =
-            EntryPath::parse(&entry.path, self.limits).map_err(|e| bad_path(&entry.path, e))?;
+        let path = EntryPath::parse(&entry.path, self.limits).map_err(|e| bad_path(&entry.path, e))?;
         let meaning = path.meaning().map_err(|e| bad_path(&entry.path, e))?;
         if meaning == Meaning::Ignored {
             return Ok(());
@@ -159,9 +146,7 @@ impl Unpacker<'_> {
                 self.opaque_root = true;
                 Ok(())
             }
-            Meaning::Opaque => {
-                tree::make_opaque(parent.as_fd()).map_err(io_error("mark as opaque", &path.parent))
-            }
+            Meaning::Opaque => tree::make_opaque(parent.as_fd()).map_err(io_error("mark as opaque", &path.parent)),
             Meaning::Ignored => Ok(()),
         };
         placed?;
@@ -174,10 +159,7 @@ impl Unpacker<'_> {
 
     fn root(&mut self, entry: &Entry) -> Result<(), Error> {
         if entry.kind != Kind::Directory {
-            return Err(refused(
-                &entry.path,
-                "only a directory can be the root of a layer",
-            ));
+            return Err(refused(&entry.path, "only a directory can be the root of a layer"));
         }
         attributes(self.tree.root(), entry)?;
         self.directories.push((Vec::new(), entry.mtime));
@@ -195,10 +177,7 @@ impl Unpacker<'_> {
             Err(Errno::NOENT) => {}
             Err(error) => return Err(io_error("open the directory", path)(error)),
         }
-        let mut current = self
-            .tree
-            .directory(b"")
-            .map_err(io_error("open the directory", b""))?;
+        let mut current = self.tree.directory(b"").map_err(io_error("open the directory", b""))?;
         let mut end = 0;
         for part in path.split(|b| *b == b'/') {
             end += part.len() + usize::from(end > 0);
@@ -213,17 +192,11 @@ impl Unpacker<'_> {
     }
 
     /// A directory that the layer needs but doesn't list looks as it does in the layers below.
-    fn implied_directory(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        path: &[u8],
-        name: &[u8],
-    ) -> Result<OwnedFd, Error> {
+    fn implied_directory(&mut self, parent: BorrowedFd<'_>, path: &[u8], name: &[u8]) -> Result<OwnedFd, Error> {
         self.budgets.entries.spend(1)?;
         let fd = new_directory(parent, name, path)?;
         let like = self.parents.directory(path);
-        let (mode, uid, gid) =
-            like.map_or((0o755, 0, 0), |s| (s.st_mode & 0o7777, s.st_uid, s.st_gid));
+        let (mode, uid, gid) = like.map_or((0o755, 0, 0), |s| (s.st_mode & 0o7777, s.st_uid, s.st_gid));
         set_owner(fd.as_fd(), uid, gid, path)?;
         fchmod(&fd, Mode::from_raw_mode(mode)).map_err(io_error("set the mode of", path))?;
         Ok(fd)
@@ -244,8 +217,7 @@ impl Unpacker<'_> {
                     Way::Free { hidden } => {
                         let fd = new_directory(parent, &path.name, &whole)?;
                         if hidden {
-                            tree::make_opaque(fd.as_fd())
-                                .map_err(io_error("mark as opaque", &whole))?;
+                            tree::make_opaque(fd.as_fd()).map_err(io_error("mark as opaque", &whole))?;
                         }
                         fd
                     }
@@ -277,13 +249,7 @@ impl Unpacker<'_> {
         }
     }
 
-    fn device(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        path: &EntryPath,
-        whole: &[u8],
-        entry: &Entry,
-    ) -> Result<(), Error> {
+    fn device(&mut self, parent: BorrowedFd<'_>, path: &EntryPath, whole: &[u8], entry: &Entry) -> Result<(), Error> {
         if entry.kind == Kind::CharDevice && HARMLESS_DEVICES.contains(&entry.device) {
             return self.special(parent, path, whole, entry, FileType::CharacterDevice);
         }
@@ -293,10 +259,7 @@ impl Unpacker<'_> {
             return Ok(());
         }
         let (major, minor) = entry.device;
-        Err(refused(
-            &entry.path,
-            &format!("device {major}:{minor} would give access to this machine"),
-        ))
+        Err(refused(&entry.path, &format!("device {major}:{minor} would give access to this machine")))
     }
 
     fn special(
@@ -309,8 +272,7 @@ impl Unpacker<'_> {
     ) -> Result<(), Error> {
         self.make_way(parent, &path.name, whole, false)?;
         let device = makedev(entry.device.0, entry.device.1);
-        mknodat(parent, path.name.as_slice(), kind, Mode::empty(), device)
-            .map_err(io_error("create", whole))?;
+        mknodat(parent, path.name.as_slice(), kind, Mode::empty(), device).map_err(io_error("create", whole))?;
         node_attributes(parent, &path.name, entry, true)
     }
 
@@ -325,16 +287,13 @@ impl Unpacker<'_> {
         let mut file = new_file(parent, name, whole)?;
         let mut left = entry.size;
         while left > 0 {
-            let read = payload
-                .read(&mut self.buffer)
-                .map_err(|e| tar_error(tarstream::Error::Read(e)))?;
+            let read = payload.read(&mut self.buffer).map_err(|e| tar_error(tarstream::Error::Read(e)))?;
             // The reader gives an error at an early end, so 0 can't come first.
             if read == 0 {
                 break;
             }
             self.budgets.bytes.spend(read as u64)?;
-            file.write_all(&self.buffer[..read])
-                .map_err(raw_io("write", whole))?;
+            file.write_all(&self.buffer[..read]).map_err(raw_io("write", whole))?;
             left = left.saturating_sub(read as u64);
         }
         attributes(file.as_fd(), entry)?;
@@ -342,13 +301,7 @@ impl Unpacker<'_> {
     }
 
     /// Removes what is in the way of a new entry; a directory stays for another directory.
-    fn make_way(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        whole: &[u8],
-        directory: bool,
-    ) -> Result<Way, Error> {
+    fn make_way(&mut self, dir: BorrowedFd<'_>, name: &[u8], whole: &[u8], directory: bool) -> Result<Way, Error> {
         let Some(stat) = tree::lookup(dir, name).map_err(io_error("look up", whole))? else {
             return Ok(Way::Free { hidden: false });
         };
@@ -357,9 +310,7 @@ impl Unpacker<'_> {
         }
         tree::remove(dir, name, &stat).map_err(io_error("replace", whole))?;
         self.removed = true;
-        Ok(Way::Free {
-            hidden: tree::is_whiteout(&stat),
-        })
+        Ok(Way::Free { hidden: tree::is_whiteout(&stat) })
     }
 
     fn finish(self) -> Result<(), Error> {
@@ -401,8 +352,7 @@ enum Way {
 
 fn whiteout(dir: BorrowedFd<'_>, hidden: &[u8], path: &EntryPath) -> Result<(), Error> {
     match tree::lookup(dir, hidden).map_err(io_error("look up", hidden))? {
-        None => tree::make_whiteout(dir, hidden)
-            .map_err(io_error("create the whiteout", &path.joined())),
+        None => tree::make_whiteout(dir, hidden).map_err(io_error("create the whiteout", &path.joined())),
         // A whiteout speaks of the layers below only: this layer's own directory stays, and hides theirs.
         Some(stat) if tree::file_type(&stat) == FileType::Directory => {
             let inner = open_directory(dir, hidden, hidden)?;
@@ -424,8 +374,7 @@ fn open_directory(parent: BorrowedFd<'_>, name: &[u8], whole: &[u8]) -> Result<O
 
 fn new_file(parent: BorrowedFd<'_>, name: &[u8], whole: &[u8]) -> Result<File, Error> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd =
-        openat(parent, name, flags, Mode::RUSR | Mode::WUSR).map_err(io_error("create", whole))?;
+    let fd = openat(parent, name, flags, Mode::RUSR | Mode::WUSR).map_err(io_error("create", whole))?;
     Ok(File::from(fd))
 }
 
@@ -434,10 +383,7 @@ fn show(path: &[u8]) -> String {
 }
 
 fn refused(path: &[u8], why: &str) -> Error {
-    Error::Refused {
-        path: show(path),
-        why: why.to_owned(),
-    }
+    Error::Refused { path: show(path), why: why.to_owned() }
 }
 
 fn bad_path(path: &[u8], error: PathError) -> Error {
@@ -449,18 +395,10 @@ fn bad_path(path: &[u8], error: PathError) -> Error {
 
 fn io_error(action: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> Error {
     let path = show(path);
-    move |errno| Error::Io {
-        action,
-        path,
-        source: errno.into(),
-    }
+    move |errno| Error::Io { action, path, source: errno.into() }
 }
 
 fn raw_io(action: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Error {
     let path = show(path);
-    move |source| Error::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| Error::Io { action, path, source }
 }

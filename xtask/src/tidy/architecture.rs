@@ -34,7 +34,7 @@ fn is_path(text: &str) -> bool {
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
     let begins = text.starts_with(|c: char| c.is_ascii_lowercase() || c == '.') && !text.starts_with("./");
     let known = [".rs", ".md", ".toml", ".proto", ".service"].iter().any(|end| text.ends_with(end));
-    plain && begins && (text.contains('/') || known)
+    plain && begins && (text.contains('/') || (known && !text.starts_with('.')))
 }
 
 #[cfg(test)]
@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn paths_are_told_from_other_words() {
-        let line = "`a/b.rs` and `lib.rs`, `a/`, not `fn(&View) -> X`, `2377/tcp`, `/etc/skep`, `skep daemon` nor `SWMTKN-1-x`";
+        let line = "`a/b.rs` and `lib.rs`, `a/`, not `fn(&View) -> X`, `2377/tcp`, `/etc/skep`, `skep daemon`, `.proto` nor `SWMTKN-1-x`";
         assert_eq!(named(line).collect::<Vec<_>>(), ["a/b.rs", "lib.rs", "a/"]);
     }
 

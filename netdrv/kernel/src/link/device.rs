@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
-    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 
 use super::{Error, Handle, Mac, Result};
@@ -120,12 +120,7 @@ impl Handle {
             LinkInfo::Kind(InfoKind::Bridge),
             LinkInfo::Data(InfoData::Bridge(data)),
         ]));
-        self.act(
-            RouteNetlinkMessage::NewLink(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-            what,
-        )
-        .await
+        self.act(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, what).await
     }
 
     /// Makes a VXLAN.
@@ -133,19 +128,9 @@ impl Handle {
         let what = || format!("add VXLAN {} (identifier {})", vxlan.name, vxlan.vni);
         let mut message = named(vxlan.name, what)?;
         if vxlan.vni >= 1 << 24 {
-            return Err(Error::Invalid {
-                what: what(),
-                why: "a VXLAN identifier has 24 bits",
-            });
+            return Err(Error::Invalid { what: what(), why: "a VXLAN identifier has 24 bits" });
         }
-        common(
-            &mut message,
-            vxlan.mac,
-            vxlan.mtu,
-            None,
-            false,
-            vxlan.namespace,
-        );
+        common(&mut message, vxlan.mac, vxlan.mtu, None, false, vxlan.namespace);
         let data = vec![
             InfoVxlan::Id(vxlan.vni),
             InfoVxlan::Local(vxlan.local),
@@ -156,12 +141,7 @@ impl Handle {
             LinkInfo::Kind(InfoKind::Vxlan),
             LinkInfo::Data(InfoData::Vxlan(data)),
         ]));
-        self.act(
-            RouteNetlinkMessage::NewLink(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-            what,
-        )
-        .await
+        self.act(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, what).await
     }
 
     /// Makes a veth pair, each end straight in its namespace with its final name, address and size. Deleting one end
@@ -169,26 +149,14 @@ impl Handle {
     pub async fn add_veth(&self, end: &VethEnd<'_>, peer: &VethEnd<'_>) -> Result<()> {
         let what = || format!("add veth pair {} and {}", end.name, peer.name);
         let mut message = named(end.name, what)?;
-        common(
-            &mut message,
-            end.mac,
-            end.mtu,
-            end.master,
-            end.up,
-            end.namespace,
-        );
+        common(&mut message, end.mac, end.mtu, end.master, end.up, end.namespace);
         let mut other = named(peer.name, what)?;
         common(&mut other, peer.mac, peer.mtu, None, false, peer.namespace);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
         ]));
-        self.act(
-            RouteNetlinkMessage::NewLink(message),
-            NLM_F_CREATE | NLM_F_EXCL,
-            what,
-        )
-        .await?;
+        self.act(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, what).await?;
         if !peer.up && peer.master.is_none() {
             return Ok(());
         }
@@ -202,16 +170,7 @@ impl Handle {
         };
         let finished = async {
             let index = there.index(peer.name).await?;
-            there
-                .change(
-                    index,
-                    &Change {
-                        up: Some(peer.up),
-                        master: peer.master,
-                        ..Change::default()
-                    },
-                )
-                .await
+            there.change(index, &Change { up: Some(peer.up), master: peer.master, ..Change::default() }).await
         };
         match finished.await {
             Ok(()) => Ok(()),
@@ -236,83 +195,39 @@ impl Handle {
         let what = || format!("change link {index}");
         let mut message = LinkMessage::default();
         message.header.index = index;
-        common(
-            &mut message,
-            change.mac,
-            change.mtu,
-            change.master,
-            false,
-            change.namespace,
-        );
+        common(&mut message, change.mac, change.mtu, change.master, false, change.namespace);
         if let Some(up) = change.up {
             message.header.change_mask = LinkFlags::Up;
-            message.header.flags = if up {
-                LinkFlags::Up
-            } else {
-                LinkFlags::empty()
-            };
+            message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
         }
         if let Some(name) = change.name {
             check_name(name, what)?;
-            message
-                .attributes
-                .push(LinkAttribute::IfName(name.to_owned()));
+            message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         }
         if let Some(alias) = change.alias {
-            message
-                .attributes
-                .push(LinkAttribute::IfAlias(alias.to_owned()));
+            message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
         }
-        self.act(RouteNetlinkMessage::SetLink(message), 0, what)
-            .await
+        self.act(RouteNetlinkMessage::SetLink(message), 0, what).await
     }
 
     /// Brings a link up.
     pub async fn set_up(&self, index: u32) -> Result<()> {
-        self.change(
-            index,
-            &Change {
-                up: Some(true),
-                ..Change::default()
-            },
-        )
-        .await
+        self.change(index, &Change { up: Some(true), ..Change::default() }).await
     }
 
     /// Brings a link down.
     pub async fn set_down(&self, index: u32) -> Result<()> {
-        self.change(
-            index,
-            &Change {
-                up: Some(false),
-                ..Change::default()
-            },
-        )
-        .await
+        self.change(index, &Change { up: Some(false), ..Change::default() }).await
     }
 
     /// Puts a link into a bridge, or out of it (`None`).
     pub async fn set_master(&self, index: u32, master: Option<u32>) -> Result<()> {
-        self.change(
-            index,
-            &Change {
-                master: Some(master.unwrap_or(0)),
-                ..Change::default()
-            },
-        )
-        .await
+        self.change(index, &Change { master: Some(master.unwrap_or(0)), ..Change::default() }).await
     }
 
     /// Moves a link to another namespace; it arrives down and without addresses.
     pub async fn move_to(&self, index: u32, namespace: &Namespace) -> Result<()> {
-        self.change(
-            index,
-            &Change {
-                namespace: Some(namespace),
-                ..Change::default()
-            },
-        )
-        .await
+        self.change(index, &Change { namespace: Some(namespace), ..Change::default() }).await
     }
 
     /// Sets flags of a bridge port; the link has to be in a bridge.
@@ -330,32 +245,23 @@ impl Handle {
         message.header.index = index;
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(
-                flags.into_iter().flatten().collect(),
-            )),
+            LinkInfo::PortData(InfoPortData::BridgePort(flags.into_iter().flatten().collect())),
         ]));
-        self.act(RouteNetlinkMessage::NewLink(message), 0, || {
-            format!("set flags of bridge port {index}")
-        })
-        .await
+        self.act(RouteNetlinkMessage::NewLink(message), 0, || format!("set flags of bridge port {index}")).await
     }
 
     /// Deletes a link.
     pub async fn delete_link(&self, index: u32) -> Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        self.act(RouteNetlinkMessage::DelLink(message), 0, || {
-            format!("delete link {index}")
-        })
-        .await
+        self.act(RouteNetlinkMessage::DelLink(message), 0, || format!("delete link {index}")).await
     }
 
     /// Deletes the link of that name.
     pub async fn delete_link_named(&self, name: &str) -> Result<()> {
         let what = || format!("delete link {name}");
         let message = named(name, what)?;
-        self.act(RouteNetlinkMessage::DelLink(message), 0, what)
-            .await
+        self.act(RouteNetlinkMessage::DelLink(message), 0, what).await
     }
 }
 
@@ -363,24 +269,17 @@ impl Handle {
 pub(super) fn named(name: &str, what: impl Fn() -> String) -> Result<LinkMessage> {
     check_name(name, what)?;
     let mut message = LinkMessage::default();
-    message
-        .attributes
-        .push(LinkAttribute::IfName(name.to_owned()));
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     Ok(message)
 }
 
 fn check_name(name: &str, what: impl Fn() -> String) -> Result<()> {
     let fits = (1..=MAX_NAME).contains(&name.len());
-    let clean = name
-        .bytes()
-        .all(|b| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'%');
+    let clean = name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'%');
     if fits && clean && name != "." && name != ".." {
         return Ok(());
     }
-    Err(Error::Invalid {
-        what: what(),
-        why: "a link name has 1 to 15 printable bytes without '/', ':', '%' and space",
-    })
+    Err(Error::Invalid { what: what(), why: "a link name has 1 to 15 printable bytes without '/', ':', '%' and space" })
 }
 
 /// The properties that all kinds of links share.

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 
 use super::device::named;
@@ -62,18 +61,14 @@ impl Handle {
     /// All links of the namespace.
     pub async fn links(&self) -> Result<Vec<Link>> {
         let get = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        self.query(get, true, || "list links".to_owned(), pick)
-            .await
+        self.query(get, true, || "list links".to_owned(), pick).await
     }
 
     /// The link of that name.
     pub async fn link(&self, name: &str) -> Result<Link> {
         let what = || format!("find link {name}");
         let get = RouteNetlinkMessage::GetLink(named(name, what)?);
-        self.query(get, false, what, pick)
-            .await?
-            .pop()
-            .ok_or_else(|| Error::Unexpected { what: what() })
+        self.query(get, false, what, pick).await?.pop().ok_or_else(|| Error::Unexpected { what: what() })
     }
 
     /// Index of the link of that name.
@@ -142,12 +137,7 @@ fn vxlan_of(data: &[InfoVxlan]) -> Kind {
             _ => {}
         }
     }
-    Kind::Vxlan {
-        vni: id,
-        port: udp,
-        local: own,
-        learning: learns,
-    }
+    Kind::Vxlan { vni: id, port: udp, local: own, learning: learns }
 }
 
 fn port_of(data: &[InfoBridgePort]) -> Port {

@@ -19,9 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
 
@@ -111,9 +109,7 @@ impl Error {
     fn from_errno(what: String, errno: Errno) -> Self {
         match errno {
             Errno::EXIST => Self::AlreadyExists { what },
-            Errno::NODEV | Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL => {
-                Self::NotFound { what }
-            }
+            Errno::NODEV | Errno::NOENT | Errno::SRCH | Errno::ADDRNOTAVAIL => Self::NotFound { what },
             errno => Self::Refused { what, errno },
         }
     }
@@ -172,31 +168,19 @@ pub struct IpNet {
 
 impl IpNet {
     /// Every IPv4 address: the destination of a default route.
-    pub const ALL_V4: Self = Self {
-        address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        prefix: 0,
-    };
+    pub const ALL_V4: Self = Self { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), prefix: 0 };
     /// Every IPv6 address: the destination of a default route.
-    pub const ALL_V6: Self = Self {
-        address: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        prefix: 0,
-    };
+    pub const ALL_V6: Self = Self { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), prefix: 0 };
 
     /// `address/prefix`; the prefix is not checked here but by the kernel.
     pub fn new(address: impl Into<IpAddr>, prefix: u8) -> Self {
-        Self {
-            address: address.into(),
-            prefix,
-        }
+        Self { address: address.into(), prefix }
     }
 
     /// The single address.
     pub fn host(address: impl Into<IpAddr>) -> Self {
         let address = address.into();
-        Self {
-            address,
-            prefix: if address.is_ipv4() { 32 } else { 128 },
-        }
+        Self { address, prefix: if address.is_ipv4() { 32 } else { 128 } }
     }
 }
 
@@ -221,9 +205,7 @@ impl FromStr for IpNet {
     type Err = ParseError;
 
     fn from_str(text: &str) -> std::result::Result<Self, ParseError> {
-        let parsed = text
-            .split_once('/')
-            .and_then(|(a, p)| Some((a.parse::<IpAddr>().ok()?, p.parse::<u8>().ok()?)));
+        let parsed = text.split_once('/').and_then(|(a, p)| Some((a.parse::<IpAddr>().ok()?, p.parse::<u8>().ok()?)));
         match parsed {
             Some((address, prefix)) if prefix <= if address.is_ipv4() { 32 } else { 128 } => {
                 Ok(Self { address, prefix })
@@ -261,19 +243,11 @@ impl Handle {
         })?;
         let (connection, inner, _multicast) = opened.map_err(Error::Socket)?;
         let task = runtime.spawn(connection);
-        Ok(Self {
-            inner,
-            _connection: Arc::new(AbortOnDrop(task)),
-        })
+        Ok(Self { inner, _connection: Arc::new(AbortOnDrop(task)) })
     }
 
     /// Sends one request and waits for its acknowledgement.
-    async fn act(
-        &self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-        what: impl FnOnce() -> String,
-    ) -> Result<()> {
+    async fn act(&self, message: RouteNetlinkMessage, flags: u16, what: impl FnOnce() -> String) -> Result<()> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
         let mut inner = self.inner.clone();
@@ -293,10 +267,7 @@ impl Handle {
             Err(_) => Err(Error::TimedOut { what: what() }),
             // The library ends the stream without an item when it has seen a plain acknowledgement.
             Ok(None | Some(0)) => Ok(()),
-            Ok(Some(code)) => Err(Error::from_errno(
-                what(),
-                Errno::from_raw_os_error(code.saturating_abs()),
-            )),
+            Ok(Some(code)) => Err(Error::from_errno(what(), Errno::from_raw_os_error(code.saturating_abs()))),
         }
     }
 
@@ -340,11 +311,7 @@ impl Handle {
                 _ => {}
             }
         }
-        if interrupted {
-            Collected::Interrupted
-        } else {
-            Collected::All(found)
-        }
+        if interrupted { Collected::Interrupted } else { Collected::All(found) }
     }
 }
 
@@ -368,10 +335,7 @@ mod tests {
 
     #[test]
     fn the_mac_of_an_endpoint_holds_its_address() {
-        assert_eq!(
-            Mac::of(Ipv4Addr::new(10, 0, 0, 11)).to_string(),
-            "02:42:0a:00:00:0b"
-        );
+        assert_eq!(Mac::of(Ipv4Addr::new(10, 0, 0, 11)).to_string(), "02:42:0a:00:00:0b");
     }
 
     #[test]

@@ -125,80 +125,45 @@ impl Rule {
 impl Handle {
     /// Adds a route; one of the same destination, table and metric is an error.
     pub async fn add_route(&self, route: &Route) -> Result<()> {
-        let what = || {
-            format!(
-                "add route to {} in table {}",
-                route.destination, route.table
-            )
-        };
-        self.act(
-            RouteNetlinkMessage::NewRoute(route_message(route)),
-            NLM_F_CREATE | NLM_F_EXCL,
-            what,
-        )
-        .await
+        let what = || format!("add route to {} in table {}", route.destination, route.table);
+        self.act(RouteNetlinkMessage::NewRoute(route_message(route)), NLM_F_CREATE | NLM_F_EXCL, what).await
     }
 
     /// Adds a route in place of one of the same destination, table and metric.
     pub async fn replace_route(&self, route: &Route) -> Result<()> {
-        let what = || {
-            format!(
-                "replace route to {} in table {}",
-                route.destination, route.table
-            )
-        };
-        self.act(
-            RouteNetlinkMessage::NewRoute(route_message(route)),
-            NLM_F_CREATE | NLM_F_REPLACE,
-            what,
-        )
-        .await
+        let what = || format!("replace route to {} in table {}", route.destination, route.table);
+        self.act(RouteNetlinkMessage::NewRoute(route_message(route)), NLM_F_CREATE | NLM_F_REPLACE, what).await
     }
 
     /// Deletes a route.
     pub async fn delete_route(&self, route: &Route) -> Result<()> {
-        let what = || {
-            format!(
-                "delete route to {} in table {}",
-                route.destination, route.table
-            )
-        };
-        self.act(RouteNetlinkMessage::DelRoute(route_message(route)), 0, what)
-            .await
+        let what = || format!("delete route to {} in table {}", route.destination, route.table);
+        self.act(RouteNetlinkMessage::DelRoute(route_message(route)), 0, what).await
     }
 
     /// All routes of one table; `None` is all tables. Multipath routes appear without next hop and link.
     pub async fn routes(&self, table: Option<u32>) -> Result<Vec<Route>> {
         let get = RouteNetlinkMessage::GetRoute(RouteMessage::default());
-        let keep =
-            |message| pick_route(message).filter(|route| table.is_none_or(|t| t == route.table));
-        self.query(get, true, || "list routes".to_owned(), keep)
-            .await
+        let keep = |message| pick_route(message).filter(|route| table.is_none_or(|t| t == route.table));
+        self.query(get, true, || "list routes".to_owned(), keep).await
     }
 
     /// Adds a rule; the same rule twice is an error.
     pub async fn add_rule(&self, rule: &Rule) -> Result<()> {
         let what = || format!("add rule for table {}", rule.table);
-        self.act(
-            RouteNetlinkMessage::NewRule(rule_message(rule)),
-            NLM_F_CREATE | NLM_F_EXCL,
-            what,
-        )
-        .await
+        self.act(RouteNetlinkMessage::NewRule(rule_message(rule)), NLM_F_CREATE | NLM_F_EXCL, what).await
     }
 
     /// Deletes a rule.
     pub async fn delete_rule(&self, rule: &Rule) -> Result<()> {
         let what = || format!("delete rule for table {}", rule.table);
-        self.act(RouteNetlinkMessage::DelRule(rule_message(rule)), 0, what)
-            .await
+        self.act(RouteNetlinkMessage::DelRule(rule_message(rule)), 0, what).await
     }
 
     /// All IPv4 and IPv6 rules that lead to a table.
     pub async fn rules(&self) -> Result<Vec<Rule>> {
         let get = RouteNetlinkMessage::GetRule(RuleMessage::default());
-        self.query(get, true, || "list rules".to_owned(), pick_rule)
-            .await
+        self.query(get, true, || "list rules".to_owned(), pick_rule).await
     }
 }
 
@@ -225,9 +190,7 @@ fn route_message(route: &Route) -> RouteMessage {
         header.flags |= RouteFlags::Onlink;
     }
     if route.destination.prefix > 0 {
-        message.attributes.push(RouteAttribute::Destination(
-            route.destination.address.into(),
-        ));
+        message.attributes.push(RouteAttribute::Destination(route.destination.address.into()));
     }
     let attributes = [
         Some(RouteAttribute::Table(route.table)),
@@ -250,10 +213,7 @@ fn pick_route(message: RouteNetlinkMessage) -> Option<Route> {
         AddressFamily::Inet6 => IpNet::ALL_V6,
         _ => return None,
     };
-    let mut route = Route::to(IpNet {
-        prefix: header.destination_prefix_length,
-        ..all
-    });
+    let mut route = Route::to(IpNet { prefix: header.destination_prefix_length, ..all });
     route.table = header.table.into();
     route.onlink = header.flags.contains(RouteFlags::Onlink);
     route.scope = match header.scope {
@@ -293,20 +253,14 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 
 fn rule_message(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = if rule.v6 {
-        AddressFamily::Inet6
-    } else {
-        AddressFamily::Inet
-    };
+    message.header.family = if rule.v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     message.header.action = RuleAction::ToTable;
     if rule.invert {
         message.header.flags |= RuleFlags::Invert;
     }
     message.attributes.push(RuleAttribute::Table(rule.table));
     if let Some((mark, mask)) = rule.mark {
-        message
-            .attributes
-            .extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
+        message.attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
     }
     if let Some(net) = rule.source {
         message.header.src_len = net.prefix;
@@ -314,16 +268,10 @@ fn rule_message(rule: &Rule) -> RuleMessage {
     }
     if let Some(net) = rule.destination {
         message.header.dst_len = net.prefix;
-        message
-            .attributes
-            .push(RuleAttribute::Destination(net.address));
+        message.attributes.push(RuleAttribute::Destination(net.address));
     }
-    message
-        .attributes
-        .extend(rule.input.clone().map(RuleAttribute::Iifname));
-    message
-        .attributes
-        .extend(rule.priority.map(RuleAttribute::Priority));
+    message.attributes.extend(rule.input.clone().map(RuleAttribute::Iifname));
+    message.attributes.extend(rule.priority.map(RuleAttribute::Priority));
     message
 }
 
@@ -352,12 +300,8 @@ fn pick_rule(message: RouteNetlinkMessage) -> Option<Rule> {
             RuleAttribute::FwMask(v) => mask = Some(v),
             RuleAttribute::Iifname(name) => rule.input = Some(name),
             RuleAttribute::Priority(v) => rule.priority = Some(v),
-            RuleAttribute::Source(address) => {
-                rule.source = Some(IpNet::new(address, header.src_len))
-            }
-            RuleAttribute::Destination(address) => {
-                rule.destination = Some(IpNet::new(address, header.dst_len))
-            }
+            RuleAttribute::Source(address) => rule.source = Some(IpNet::new(address, header.src_len)),
+            RuleAttribute::Destination(address) => rule.destination = Some(IpNet::new(address, header.dst_len)),
             _ => {}
         }
     }

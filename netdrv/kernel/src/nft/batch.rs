@@ -100,178 +100,108 @@ impl Batch {
         self.remove_table(table).add_table(table)
     }
 
-    fn table_message(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        verb: &'static str,
-        table: &Table,
-    ) -> &mut Self {
+    fn table_message(&mut self, kind: u16, flags: u16, verb: &'static str, table: &Table) -> &mut Self {
         self.message(kind, flags, verb, table, None, |w| w.text(1, &table.name))
     }
 
     /// Makes a chain, or leaves the one that exists with the same hook.
     pub fn add_chain(&mut self, table: &Table, chain: &Chain) -> &mut Self {
-        self.message(
-            message::NEW_CHAIN,
-            F_CREATE,
-            "add chain",
-            table,
-            Some(&chain.name),
-            |w| {
-                w.text(1, &table.name);
-                w.text(3, &chain.name);
-                let Some((kind, hook, priority, policy)) = &chain.base else {
-                    return;
-                };
-                w.nest(4, |w| {
-                    w.be32(1, hook.number());
-                    w.be32(2, priority.cast_unsigned());
-                    if let Hook::Ingress(device) | Hook::Egress(device) = hook {
-                        w.text(3, device);
-                    }
-                });
-                w.be32(5, u32::from(*policy == Policy::Accept));
-                w.text(7, kind.name());
-            },
-        )
+        self.message(message::NEW_CHAIN, F_CREATE, "add chain", table, Some(&chain.name), |w| {
+            w.text(1, &table.name);
+            w.text(3, &chain.name);
+            let Some((kind, hook, priority, policy)) = &chain.base else {
+                return;
+            };
+            w.nest(4, |w| {
+                w.be32(1, hook.number());
+                w.be32(2, priority.cast_unsigned());
+                if let Hook::Ingress(device) | Hook::Egress(device) = hook {
+                    w.text(3, device);
+                }
+            });
+            w.be32(5, u32::from(*policy == Policy::Accept));
+            w.text(7, kind.name());
+        })
     }
 
     /// Deletes a chain with its rules; nothing may jump to it.
     pub fn delete_chain(&mut self, table: &Table, chain: &str) -> &mut Self {
-        self.flush_chain(table, chain).message(
-            message::DELETE_CHAIN,
-            0,
-            "delete chain",
-            table,
-            Some(chain),
-            |w| {
-                w.text(1, &table.name);
-                w.text(3, chain);
-            },
-        )
+        self.flush_chain(table, chain).message(message::DELETE_CHAIN, 0, "delete chain", table, Some(chain), |w| {
+            w.text(1, &table.name);
+            w.text(3, chain);
+        })
     }
 
     /// Deletes the rules of a chain.
     pub fn flush_chain(&mut self, table: &Table, chain: &str) -> &mut Self {
-        self.message(
-            message::DELETE_RULE,
-            0,
-            "flush chain",
-            table,
-            Some(chain),
-            |w| {
-                w.text(1, &table.name);
-                w.text(2, chain);
-            },
-        )
+        self.message(message::DELETE_RULE, 0, "flush chain", table, Some(chain), |w| {
+            w.text(1, &table.name);
+            w.text(2, chain);
+        })
     }
 
     /// Deletes the rules of all chains of a table; chains, sets and maps stay.
     pub fn flush_table(&mut self, table: &Table) -> &mut Self {
-        self.message(message::DELETE_RULE, 0, "flush table", table, None, |w| {
-            w.text(1, &table.name)
-        })
+        self.message(message::DELETE_RULE, 0, "flush table", table, None, |w| w.text(1, &table.name))
     }
 
     /// Makes a set or a map, or leaves the one that exists with the same types.
     pub fn add_set(&mut self, table: &Table, set: &Set) -> &mut Self {
         // The number by which messages of the same batch could refer to the set; names do as well.
         let id = u32::try_from(self.messages.len()).unwrap_or(u32::MAX);
-        self.message(
-            message::NEW_SET,
-            F_CREATE,
-            "add set",
-            table,
-            Some(&set.name),
-            |w| {
-                let (key_len, key_type) = layout(&set.key);
-                w.text(1, &table.name);
-                w.text(2, &set.name);
-                w.be32(3, if set.data.is_some() { SET_FLAG_MAP } else { 0 });
-                w.be32(4, key_type);
-                w.be32(5, key_len);
-                match &set.data {
-                    None => {}
-                    Some(Data::Verdict) => w.be32(6, DATA_TYPE_VERDICT),
-                    Some(Data::Values(types)) => {
-                        let (data_len, data_type) = layout(types);
-                        w.be32(6, data_type);
-                        w.be32(7, data_len);
-                    }
+        self.message(message::NEW_SET, F_CREATE, "add set", table, Some(&set.name), |w| {
+            let (key_len, key_type) = layout(&set.key);
+            w.text(1, &table.name);
+            w.text(2, &set.name);
+            w.be32(3, if set.data.is_some() { SET_FLAG_MAP } else { 0 });
+            w.be32(4, key_type);
+            w.be32(5, key_len);
+            match &set.data {
+                None => {}
+                Some(Data::Verdict) => w.be32(6, DATA_TYPE_VERDICT),
+                Some(Data::Values(types)) => {
+                    let (data_len, data_type) = layout(types);
+                    w.be32(6, data_type);
+                    w.be32(7, data_len);
                 }
-                if let Some(size) = set.size {
-                    w.nest(9, |w| w.be32(1, size));
-                }
-                w.be32(10, id);
-            },
-        )
+            }
+            if let Some(size) = set.size {
+                w.nest(9, |w| w.be32(1, size));
+            }
+            w.be32(10, id);
+        })
     }
 
     /// Deletes a set or a map; no rule may use it.
     pub fn delete_set(&mut self, table: &Table, set: &str) -> &mut Self {
-        self.message(
-            message::DELETE_SET,
-            0,
-            "delete set",
-            table,
-            Some(set),
-            |w| {
-                w.text(1, &table.name);
-                w.text(2, set);
-            },
-        )
+        self.message(message::DELETE_SET, 0, "delete set", table, Some(set), |w| {
+            w.text(1, &table.name);
+            w.text(2, set);
+        })
     }
 
     /// Deletes all elements of a set or a map.
     pub fn flush_set(&mut self, table: &Table, set: &str) -> &mut Self {
-        self.message(
-            message::DELETE_ELEMENT,
-            0,
-            "flush set",
-            table,
-            Some(set),
-            |w| {
-                w.text(1, &table.name);
-                w.text(2, set);
-            },
-        )
+        self.message(message::DELETE_ELEMENT, 0, "flush set", table, Some(set), |w| {
+            w.text(1, &table.name);
+            w.text(2, set);
+        })
     }
 
     /// Adds elements. A key that is there already with the same data is left; with other data it is an error, so that data
     /// is changed by deleting and adding in one batch ([`Batch::replace_elements`]).
     pub fn add_elements(&mut self, table: &Table, set: &str, elements: &[Element]) -> &mut Self {
-        self.element_messages(
-            message::NEW_ELEMENT,
-            F_CREATE,
-            "add elements to",
-            table,
-            set,
-            elements,
-        )
+        self.element_messages(message::NEW_ELEMENT, F_CREATE, "add elements to", table, set, elements)
     }
 
     /// Deletes elements by their keys; it is an error that one is not there.
     pub fn delete_elements(&mut self, table: &Table, set: &str, elements: &[Element]) -> &mut Self {
-        self.element_messages(
-            message::DELETE_ELEMENT,
-            0,
-            "delete elements of",
-            table,
-            set,
-            elements,
-        )
+        self.element_messages(message::DELETE_ELEMENT, 0, "delete elements of", table, set, elements)
     }
 
     /// Gives keys that are there other data, without an instant in which they are absent.
-    pub fn replace_elements(
-        &mut self,
-        table: &Table,
-        set: &str,
-        elements: &[Element],
-    ) -> &mut Self {
-        self.delete_elements(table, set, elements)
-            .add_elements(table, set, elements)
+    pub fn replace_elements(&mut self, table: &Table, set: &str, elements: &[Element]) -> &mut Self {
+        self.delete_elements(table, set, elements).add_elements(table, set, elements)
     }
 
     fn element_messages(
@@ -296,10 +226,7 @@ impl Batch {
             self.message(kind, flags, verb, table, Some(set), |w| {
                 w.text(1, &table.name);
                 w.text(2, set);
-                w.nest(3, |w| {
-                    now.iter()
-                        .for_each(|e| e.write(w, kind == message::DELETE_ELEMENT))
-                });
+                w.nest(3, |w| now.iter().for_each(|e| e.write(w, kind == message::DELETE_ELEMENT)));
             });
         }
         self
@@ -308,40 +235,25 @@ impl Batch {
     /// Appends a rule to a chain.
     pub fn add_rule(&mut self, table: &Table, chain: &str, rule: &Rule) -> &mut Self {
         if rule.comment.as_ref().is_some_and(|c| c.len() > MAX_COMMENT) {
-            self.too_long
-                .get_or_insert_with(|| format!("add rule {table} {chain}"));
+            self.too_long.get_or_insert_with(|| format!("add rule {table} {chain}"));
         }
-        self.message(
-            message::NEW_RULE,
-            F_CREATE | F_APPEND,
-            "add rule",
-            table,
-            Some(chain),
-            |w| {
-                w.text(1, &table.name);
-                w.text(2, chain);
-                w.nest(4, |w| rule.expressions.iter().for_each(|e| e.write(w)));
-                if let Some(comment) = &rule.comment {
-                    w.attribute(7, &user_comment(comment));
-                }
-            },
-        )
+        self.message(message::NEW_RULE, F_CREATE | F_APPEND, "add rule", table, Some(chain), |w| {
+            w.text(1, &table.name);
+            w.text(2, chain);
+            w.nest(4, |w| rule.expressions.iter().for_each(|e| e.write(w)));
+            if let Some(comment) = &rule.comment {
+                w.attribute(7, &user_comment(comment));
+            }
+        })
     }
 
     /// Deletes the rule of that handle ([`super::RuleInfo::handle`]).
     pub fn delete_rule(&mut self, table: &Table, chain: &str, handle: u64) -> &mut Self {
-        self.message(
-            message::DELETE_RULE,
-            0,
-            "delete rule",
-            table,
-            Some(chain),
-            |w| {
-                w.text(1, &table.name);
-                w.text(2, chain);
-                w.be64(3, handle);
-            },
-        )
+        self.message(message::DELETE_RULE, 0, "delete rule", table, Some(chain), |w| {
+            w.text(1, &table.name);
+            w.text(2, chain);
+            w.be64(3, handle);
+        })
     }
 
     fn message(
@@ -363,20 +275,10 @@ impl Batch {
         };
         let offset = self.writer.len();
         let sequence = u32::try_from(self.messages.len() + 1).unwrap_or(u32::MAX);
-        self.writer.start(
-            SUBSYSTEM << 8 | kind,
-            F_REQUEST | flags,
-            sequence,
-            table.family.number(),
-            0,
-        );
+        self.writer.start(SUBSYSTEM << 8 | kind, F_REQUEST | flags, sequence, table.family.number(), 0);
         body(&mut self.writer);
         self.writer.finish();
-        let entry = Message {
-            offset,
-            verb,
-            object,
-        };
+        let entry = Message { offset, verb, object };
         if self.writer.overflowed() {
             self.too_long.get_or_insert_with(|| entry.what());
         }
@@ -393,9 +295,7 @@ impl Batch {
             return Err(Error::TooLong { what: what.clone() });
         }
         if self.bytes() > MAX_BATCH {
-            return Err(Error::TooLarge {
-                bytes: self.bytes(),
-            });
+            return Err(Error::TooLarge { bytes: self.bytes() });
         }
         let last_sequence = u32::try_from(self.messages.len()).unwrap_or(u32::MAX);
         let request = self.request(last, last_sequence);
@@ -420,24 +320,13 @@ impl Batch {
         match (first, complete) {
             (Some((_, errno, _)), _) if errno.raw_os_error() == ERESTART => Err(Error::Changed),
             (Some((sequence, errno, text)), _) => {
-                let position = usize::try_from(sequence)
-                    .ok()
-                    .and_then(|s| s.checked_sub(1));
-                let what = position
-                    .and_then(|p| self.messages.get(p))
-                    .map_or_else(|| "commit".to_owned(), Message::what);
-                Err(Error::Refused {
-                    what,
-                    position,
-                    errno,
-                    text,
-                    refused,
-                })
+                let position = usize::try_from(sequence).ok().and_then(|s| s.checked_sub(1));
+                let what =
+                    position.and_then(|p| self.messages.get(p)).map_or_else(|| "commit".to_owned(), Message::what);
+                Err(Error::Refused { what, position, errno, text, refused })
             }
             (None, Err(e)) => Err(fail(e)),
-            (None, Ok(false)) => Err(Error::NoAnswer {
-                what: "commit".to_owned(),
-            }),
+            (None, Ok(false)) => Err(Error::NoAnswer { what: "commit".to_owned() }),
             (None, Ok(true)) => Ok(()),
         }
     }
@@ -452,21 +341,11 @@ impl Batch {
         }
         let mut body = self.writer.clone();
         body.add_flags(last.offset, F_ACK);
-        body.start(
-            BATCH_END,
-            F_REQUEST,
-            last_sequence.saturating_add(1),
-            0,
-            SUBSYSTEM,
-        );
+        body.start(BATCH_END, F_REQUEST, last_sequence.saturating_add(1), 0, SUBSYSTEM);
         body.finish();
         let mut bytes = whole.bytes().to_vec();
         // With a generation the batch has a begin of its own, in place of the plain one.
-        let skip = if self.generation.is_some() {
-            crate::netlink::HEADER
-        } else {
-            0
-        };
+        let skip = if self.generation.is_some() { crate::netlink::HEADER } else { 0 };
         bytes.extend_from_slice(body.bytes().get(skip..).unwrap_or_default());
         bytes
     }
@@ -497,10 +376,7 @@ mod tests {
 
     #[test]
     fn comments_come_back() {
-        assert_eq!(
-            comment_of(&user_comment("skep mesh")).as_deref(),
-            Some("skep mesh")
-        );
+        assert_eq!(comment_of(&user_comment("skep mesh")).as_deref(), Some("skep mesh"));
         assert_eq!(comment_of(&[]), None);
         assert_eq!(comment_of(&[0, 200, b'x']), None);
     }
@@ -508,9 +384,7 @@ mod tests {
     #[test]
     fn many_elements_become_messages_that_fit() {
         let table = Table::new(Family::Ip, "t");
-        let elements: Vec<Element> = (0..10_000)
-            .map(|n| Element::key(&[Field::Mark(n)]))
-            .collect();
+        let elements: Vec<Element> = (0..10_000).map(|n| Element::key(&[Field::Mark(n)])).collect();
         let mut batch = Batch::new();
         batch.add_elements(&table, "s", &elements);
         assert!(batch.len() > 1 && batch.len() < 10, "{}", batch.len());
@@ -521,12 +395,7 @@ mod tests {
     fn one_element_is_one_small_message() {
         let table = Table::new(Family::Ip, "skep");
         let element = Element::map(
-            &[
-                Field::Ipv4([10, 0, 0, 50].into()),
-                Field::Proto(6),
-                Field::Port(80),
-                Field::Mark(1),
-            ],
+            &[Field::Ipv4([10, 0, 0, 50].into()), Field::Proto(6), Field::Port(80), Field::Mark(1)],
             &[Field::Ipv4([10, 0, 0, 11].into()), Field::Port(80)],
         );
         let mut batch = Batch::new();
@@ -538,11 +407,7 @@ mod tests {
     #[test]
     fn a_comment_that_does_not_fit_is_an_error() {
         let mut batch = Batch::new();
-        batch.add_rule(
-            &Table::new(Family::Ip, "t"),
-            "c",
-            &Rule::new().comment("x".repeat(200)),
-        );
+        batch.add_rule(&Table::new(Family::Ip, "t"), "c", &Rule::new().comment("x".repeat(200)));
         assert!(batch.too_long.is_some());
     }
 }

@@ -74,9 +74,7 @@ impl Socket {
                 found = attributes.get_be32(1).map(|id| Generation { id });
             },
         )?;
-        found.ok_or_else(|| Error::NoAnswer {
-            what: "read the generation".to_owned(),
-        })
+        found.ok_or_else(|| Error::NoAnswer { what: "read the generation".to_owned() })
     }
 
     /// All tables of the namespace.
@@ -88,10 +86,7 @@ impl Socket {
             |_| {},
             |family, attributes| {
                 let table = Table::new(Family::of(family), attributes.get_text(1)?);
-                Some(TableInfo {
-                    table,
-                    objects: attributes.get_be32(3).unwrap_or(0),
-                })
+                Some(TableInfo { table, objects: attributes.get_be32(3).unwrap_or(0) })
             },
         )
     }
@@ -110,11 +105,8 @@ impl Socket {
                     let priority = hook.get_be32(2).unwrap_or(0).cast_signed();
                     (number, priority, hook.get_text(3))
                 });
-                let chain = ChainInfo {
-                    name: attributes.get_text(3)?,
-                    uses: attributes.get_be32(6).unwrap_or(0),
-                    hook: base,
-                };
+                let chain =
+                    ChainInfo { name: attributes.get_text(3)?, uses: attributes.get_be32(6).unwrap_or(0), hook: base };
                 mine.then_some(chain)
             },
         )
@@ -130,11 +122,7 @@ impl Socket {
             |family, attributes| {
                 let mine = family == table.family.number() && attributes.get_text(1)? == table.name;
                 let map = attributes.get_be32(3).unwrap_or(0) & 8 != 0;
-                let set = SetInfo {
-                    name: attributes.get_text(2)?,
-                    map,
-                    key_len: attributes.get_be32(5).unwrap_or(0),
-                };
+                let set = SetInfo { name: attributes.get_text(2)?, map, key_len: attributes.get_be32(5).unwrap_or(0) };
                 mine.then_some(set)
             },
         )
@@ -149,10 +137,7 @@ impl Socket {
             |w| w.text(1, &table.name),
             |family, attributes| {
                 let mine = family == table.family.number() && attributes.get_text(1)? == table.name;
-                let expressions = attributes
-                    .inside(4)
-                    .filter_map(|(_, e)| Attributes(e).get_text(1))
-                    .collect();
+                let expressions = attributes.inside(4).filter_map(|(_, e)| Attributes(e).get_text(1)).collect();
                 let rule = RuleInfo {
                     chain: attributes.get_text(2)?,
                     handle: attributes.get_be64(3)?,
@@ -170,22 +155,10 @@ impl Socket {
             w.text(1, &table.name);
             w.text(2, set);
         };
-        let lists = self.list(
-            "list elements",
-            message::GET_ELEMENT,
-            table.family,
-            name,
-            |_, attributes| {
-                let elements = attributes
-                    .inside(3)
-                    .filter(|(kind, _)| *kind == LIST_ELEMENT);
-                Some(
-                    elements
-                        .filter_map(|(_, e)| Element::read(Attributes(e)))
-                        .collect::<Vec<_>>(),
-                )
-            },
-        )?;
+        let lists = self.list("list elements", message::GET_ELEMENT, table.family, name, |_, attributes| {
+            let elements = attributes.inside(3).filter(|(kind, _)| *kind == LIST_ELEMENT);
+            Some(elements.filter_map(|(_, e)| Element::read(Attributes(e))).collect::<Vec<_>>())
+        })?;
         Ok(lists.into_iter().flatten().collect())
     }
 
@@ -199,17 +172,14 @@ impl Socket {
     ) -> Result<Vec<T>> {
         for _ in 0..ATTEMPTS {
             let mut found = Vec::new();
-            match self.ask(what, kind, family, true, &body, |family, attributes| {
-                found.extend(read(family, attributes))
-            }) {
+            match self.ask(what, kind, family, true, &body, |family, attributes| found.extend(read(family, attributes)))
+            {
                 Ok(()) => return Ok(found),
                 Err(Error::Interrupted { .. }) => {}
                 Err(e) => return Err(e),
             }
         }
-        Err(Error::Interrupted {
-            what: what.to_owned(),
-        })
+        Err(Error::Interrupted { what: what.to_owned() })
     }
 
     fn ask(
@@ -223,17 +193,9 @@ impl Socket {
     ) -> Result<()> {
         let mut w = Writer::default();
         let flags = F_REQUEST | if dump { F_DUMP } else { 0 };
-        w.start(
-            SUBSYSTEM << 8 | kind,
-            flags,
-            self.netlink.next_sequence(),
-            family.number(),
-            0,
-        );
+        w.start(SUBSYSTEM << 8 | kind, flags, self.netlink.next_sequence(), family.number(), 0);
         body(&mut w);
         w.finish();
-        self.netlink
-            .query(w.bytes(), dump, each)
-            .map_err(|e: netlink::Error| Error::from_netlink(what, e))
+        self.netlink.query(w.bytes(), dump, each).map_err(|e: netlink::Error| Error::from_netlink(what, e))
     }
 }

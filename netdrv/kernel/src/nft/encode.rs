@@ -91,12 +91,7 @@ impl Expr {
                 w.be32(2, *op as u32);
                 w.nest(3, |w| w.attribute(DATA_VALUE, value));
             }
-            Self::Bitwise {
-                from,
-                to,
-                mask,
-                xor,
-            } => {
+            Self::Bitwise { from, to, mask, xor } => {
                 w.be32(1, from.number());
                 w.be32(2, to.number());
                 w.be32(3, u32::try_from(mask.len()).unwrap_or(u32::MAX));
@@ -132,24 +127,13 @@ impl Expr {
 
     fn write_payload(&self, w: &mut Writer) {
         match self {
-            Self::Payload {
-                base,
-                offset,
-                len,
-                to,
-            } => {
+            Self::Payload { base, offset, len, to } => {
                 w.be32(1, to.number());
                 w.be32(2, *base as u32);
                 w.be32(3, *offset);
                 w.be32(4, *len);
             }
-            Self::PayloadSet {
-                base,
-                offset,
-                len,
-                from,
-                checksum,
-            } => {
+            Self::PayloadSet { base, offset, len, from, checksum } => {
                 w.be32(2, *base as u32);
                 w.be32(3, *offset);
                 w.be32(4, *len);
@@ -164,12 +148,7 @@ impl Expr {
 
     fn write_action(&self, w: &mut Writer) {
         match self {
-            Self::Nat {
-                kind,
-                v6,
-                address,
-                port,
-            } => {
+            Self::Nat { kind, v6, address, port } => {
                 w.be32(1, *kind as u32);
                 w.be32(2, if *v6 { 10 } else { 2 });
                 if let Some(reg) = address {
@@ -179,25 +158,13 @@ impl Expr {
                     w.be32(5, reg.number());
                 }
             }
-            Self::Numgen {
-                to,
-                kind,
-                modulus,
-                offset,
-            } => {
+            Self::Numgen { to, kind, modulus, offset } => {
                 w.be32(1, to.number());
                 w.be32(2, *modulus);
                 w.be32(3, *kind as u32);
                 w.be32(4, *offset);
             }
-            Self::Jhash {
-                from,
-                len,
-                to,
-                modulus,
-                seed,
-                offset,
-            } => {
+            Self::Jhash { from, len, to, modulus, seed, offset } => {
                 w.be32(1, from.number());
                 w.be32(2, to.number());
                 w.be32(3, *len);

@@ -22,8 +22,7 @@ use crate::ns::{self, Namespace};
 pub use batch::Batch;
 pub use dump::{ChainInfo, Generation, RuleInfo, SetInfo, TableInfo};
 pub use expr::{
-    Base, Checksum, CmpOp, CtDirection, CtKey, Expr, FibAddress, Meta, NatKind, Numgen, Reg,
-    Reject, Verdict,
+    Base, Checksum, CmpOp, CtDirection, CtKey, Expr, FibAddress, Meta, NatKind, Numgen, Reg, Reject, Verdict,
 };
 pub use object::{Chain, ChainType, Data, Hook, Policy, Set};
 pub use rule::Rule;
@@ -119,10 +118,7 @@ pub struct Table {
 impl Table {
     /// The table of that family and name.
     pub fn new(family: Family, name: impl Into<String>) -> Self {
-        Self {
-            family,
-            name: name.into(),
-        }
+        Self { family, name: name.into() }
     }
 }
 
@@ -196,42 +192,22 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An object that the request names does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused {
-                errno: Errno::NOENT,
-                ..
-            }
-        )
+        matches!(self, Self::Refused { errno: Errno::NOENT, .. })
     }
 
     /// An object that the request would make exists.
     pub fn is_already_exists(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused {
-                errno: Errno::EXIST,
-                ..
-            }
-        )
+        matches!(self, Self::Refused { errno: Errno::EXIST, .. })
     }
 
     fn from_netlink(what: &str, error: netlink::Error) -> Self {
         let what = what.to_owned();
         match error {
             netlink::Error::Namespace(e) => Self::Namespace(e),
-            netlink::Error::Socket(Errno::NOBUFS) | netlink::Error::TimedOut => {
-                Self::NoAnswer { what }
-            }
+            netlink::Error::Socket(Errno::NOBUFS) | netlink::Error::TimedOut => Self::NoAnswer { what },
             netlink::Error::Socket(errno) => Self::Socket { what, errno },
             netlink::Error::Interrupted => Self::Interrupted { what },
-            netlink::Error::Refused(errno, text) => Self::Refused {
-                what,
-                position: None,
-                errno,
-                text,
-                refused: 1,
-            },
+            netlink::Error::Refused(errno, text) => Self::Refused { what, position: None, errno, text, refused: 1 },
         }
     }
 }
@@ -245,8 +221,7 @@ pub struct Socket {
 impl Socket {
     /// Opens a socket in `namespace`.
     pub fn open(namespace: &Namespace) -> Result<Self> {
-        let netlink = netlink::Socket::open(namespace)
-            .map_err(|e| Error::from_netlink("open a socket", e))?;
+        let netlink = netlink::Socket::open(namespace).map_err(|e| Error::from_netlink("open a socket", e))?;
         Ok(Self { netlink })
     }
 }

@@ -76,18 +76,12 @@ pub struct Chain {
 impl Chain {
     /// A base chain that lets pass what its rules don't decide about.
     pub fn base(name: impl Into<String>, kind: ChainType, hook: Hook, priority: i32) -> Self {
-        Self {
-            name: name.into(),
-            base: Some((kind, hook, priority, Policy::Accept)),
-        }
+        Self { name: name.into(), base: Some((kind, hook, priority, Policy::Accept)) }
     }
 
     /// A chain to jump to.
     pub fn regular(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            base: None,
-        }
+        Self { name: name.into(), base: None }
     }
 }
 
@@ -116,31 +110,16 @@ pub struct Set {
 impl Set {
     /// A set of keys.
     pub fn keys(name: impl Into<String>, key: &[Type]) -> Self {
-        Self {
-            name: name.into(),
-            key: key.to_vec(),
-            data: None,
-            size: None,
-        }
+        Self { name: name.into(), key: key.to_vec(), data: None, size: None }
     }
 
     /// A map to values.
     pub fn map(name: impl Into<String>, key: &[Type], data: &[Type]) -> Self {
-        Self {
-            name: name.into(),
-            key: key.to_vec(),
-            data: Some(Data::Values(data.to_vec())),
-            size: None,
-        }
+        Self { name: name.into(), key: key.to_vec(), data: Some(Data::Values(data.to_vec())), size: None }
     }
 
     /// A map to verdicts.
     pub fn verdicts(name: impl Into<String>, key: &[Type]) -> Self {
-        Self {
-            name: name.into(),
-            key: key.to_vec(),
-            data: Some(Data::Verdict),
-            size: None,
-        }
+        Self { name: name.into(), key: key.to_vec(), data: Some(Data::Verdict), size: None }
     }
 }

@@ -2,9 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::expr::{
-    ADDRESS_LOCAL, Base, CmpOp, CtKey, Expr, FibAddress, Meta, NatKind, Reg, Verdict,
-};
+use super::expr::{ADDRESS_LOCAL, Base, CmpOp, CtKey, Expr, FibAddress, Meta, NatKind, Reg, Verdict};
 use super::value::if_name;
 
 /// A rule: its expressions in order, and a comment by which the owner knows it again.
@@ -47,11 +45,7 @@ impl Rule {
     /// Adds a comparison of a packet's property with `value`.
     #[must_use]
     pub fn meta(self, key: Meta, op: CmpOp, value: impl Into<Vec<u8>>) -> Self {
-        self.expr(Expr::Meta { key, to: SCRATCH }).expr(Expr::Cmp {
-            reg: SCRATCH,
-            op,
-            value: value.into(),
-        })
+        self.expr(Expr::Meta { key, to: SCRATCH }).expr(Expr::Cmp { reg: SCRATCH, op, value: value.into() })
     }
 
     /// Matches packets that came in by the link of that name.
@@ -85,16 +79,9 @@ impl Rule {
     }
 
     fn ip_address(self, offset: u32, address: Ipv4Addr, prefix: u8) -> Self {
-        let mask = u32::MAX
-            .checked_shl(32 - u32::from(prefix.min(32)))
-            .unwrap_or(0);
+        let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
         let network = (u32::from(address) & mask).to_be_bytes();
-        let loaded = self.expr(Expr::Payload {
-            base: Base::Network,
-            offset,
-            len: 4,
-            to: SCRATCH,
-        });
+        let loaded = self.expr(Expr::Payload { base: Base::Network, offset, len: 4, to: SCRATCH });
         let masked = match mask {
             u32::MAX => loaded,
             mask => loaded.expr(Expr::Bitwise {
@@ -104,11 +91,7 @@ impl Rule {
                 xor: vec![0; 4],
             }),
         };
-        masked.expr(Expr::Cmp {
-            reg: SCRATCH,
-            op: CmpOp::Eq,
-            value: network.into(),
-        })
+        masked.expr(Expr::Cmp { reg: SCRATCH, op: CmpOp::Eq, value: network.into() })
     }
 
     /// Matches a transport destination port.
@@ -124,11 +107,7 @@ impl Rule {
     /// Matches packets to an address of this namespace.
     #[must_use]
     pub fn to_local_address(self) -> Self {
-        self.expr(Expr::FibType {
-            address: FibAddress::Destination,
-            to: SCRATCH,
-        })
-        .expr(Expr::Cmp {
+        self.expr(Expr::FibType { address: FibAddress::Destination, to: SCRATCH }).expr(Expr::Cmp {
             reg: SCRATCH,
             op: CmpOp::Eq,
             value: ADDRESS_LOCAL.to_ne_bytes().into(),
@@ -139,33 +118,15 @@ impl Rule {
     #[must_use]
     pub fn ct_bits(self, key: CtKey, bits: u32) -> Self {
         let mask = bits.to_ne_bytes().into();
-        self.expr(Expr::Ct {
-            key,
-            direction: None,
-            to: SCRATCH,
-        })
-        .expr(Expr::Bitwise {
-            from: SCRATCH,
-            to: SCRATCH,
-            mask,
-            xor: vec![0; 4],
-        })
-        .expr(Expr::Cmp {
-            reg: SCRATCH,
-            op: CmpOp::Ne,
-            value: vec![0; 4],
-        })
+        self.expr(Expr::Ct { key, direction: None, to: SCRATCH })
+            .expr(Expr::Bitwise { from: SCRATCH, to: SCRATCH, mask, xor: vec![0; 4] })
+            .expr(Expr::Cmp { reg: SCRATCH, op: CmpOp::Ne, value: vec![0; 4] })
     }
 
     /// Matches packets that go the way of a connection's first packet, or back.
     #[must_use]
     pub fn ct_direction(self, reply: bool) -> Self {
-        self.expr(Expr::Ct {
-            key: CtKey::Direction,
-            direction: None,
-            to: SCRATCH,
-        })
-        .expr(Expr::Cmp {
+        self.expr(Expr::Ct { key: CtKey::Direction, direction: None, to: SCRATCH }).expr(Expr::Cmp {
             reg: SCRATCH,
             op: CmpOp::Eq,
             value: vec![u8::from(reply)],
@@ -175,92 +136,55 @@ impl Rule {
     /// Loads the transport protocol (1 byte).
     #[must_use]
     pub fn load_l4proto(self, to: Reg) -> Self {
-        self.expr(Expr::Meta {
-            key: Meta::L4Proto,
-            to,
-        })
+        self.expr(Expr::Meta { key: Meta::L4Proto, to })
     }
 
     /// Loads the transport destination port (2 bytes).
     #[must_use]
     pub fn load_destination_port(self, to: Reg) -> Self {
-        self.expr(Expr::Payload {
-            base: Base::Transport,
-            offset: 2,
-            len: 2,
-            to,
-        })
+        self.expr(Expr::Payload { base: Base::Transport, offset: 2, len: 2, to })
     }
 
     /// Loads the IPv4 source (4 bytes); in tables of the ip family.
     #[must_use]
     pub fn load_ip_source(self, to: Reg) -> Self {
-        self.expr(Expr::Payload {
-            base: Base::Network,
-            offset: 12,
-            len: 4,
-            to,
-        })
+        self.expr(Expr::Payload { base: Base::Network, offset: 12, len: 4, to })
     }
 
     /// Loads the IPv4 destination (4 bytes); in tables of the ip family.
     #[must_use]
     pub fn load_ip_destination(self, to: Reg) -> Self {
-        self.expr(Expr::Payload {
-            base: Base::Network,
-            offset: 16,
-            len: 4,
-            to,
-        })
+        self.expr(Expr::Payload { base: Base::Network, offset: 16, len: 4, to })
     }
 
     /// Loads a constant.
     #[must_use]
     pub fn load(self, to: Reg, value: impl Into<Vec<u8>>) -> Self {
-        self.expr(Expr::Immediate {
-            to,
-            value: value.into(),
-        })
+        self.expr(Expr::Immediate { to, value: value.into() })
     }
 
     /// Goes on if the key is in the set.
     #[must_use]
     pub fn in_set(self, set: &str, key: Reg) -> Self {
-        self.expr(Expr::Lookup {
-            set: set.to_owned(),
-            key,
-            invert: false,
-        })
+        self.expr(Expr::Lookup { set: set.to_owned(), key, invert: false })
     }
 
     /// Goes on if the key is in the map, and loads what it yields.
     #[must_use]
     pub fn map(self, set: &str, key: Reg, to: Reg) -> Self {
-        self.expr(Expr::Map {
-            set: set.to_owned(),
-            key,
-            to,
-        })
+        self.expr(Expr::Map { set: set.to_owned(), key, to })
     }
 
     /// Ends with the verdict that the map yields.
     #[must_use]
     pub fn verdict_map(self, set: &str, key: Reg) -> Self {
-        self.expr(Expr::VerdictMap {
-            set: set.to_owned(),
-            key,
-        })
+        self.expr(Expr::VerdictMap { set: set.to_owned(), key })
     }
 
     /// Rewrites the IPv4 destination to the address, and where given the port, in registers.
     #[must_use]
     pub fn dnat(self, address: Reg, port: Option<Reg>) -> Self {
-        self.expr(Expr::Nat {
-            kind: NatKind::Dnat,
-            v6: false,
-            address: Some(address),
-            port,
-        })
+        self.expr(Expr::Nat { kind: NatKind::Dnat, v6: false, address: Some(address), port })
     }
 
     /// Rewrites the source to the address of the link that the packet leaves by.

@@ -65,9 +65,7 @@ impl Type {
 pub(super) fn layout(types: &[Type]) -> (u32, u32) {
     match types {
         [one] => (one.len(), one.number()),
-        many => many.iter().fold((0, 0), |(length, number), t| {
-            (length + t.padded(), number << 6 | t.number())
-        }),
+        many => many.iter().fold((0, 0), |(length, number), t| (length + t.padded(), number << 6 | t.number())),
     }
 }
 
@@ -163,26 +161,17 @@ pub enum ElementData {
 impl Element {
     /// An element of a set.
     pub fn key(key: &[Field<'_>]) -> Self {
-        Self {
-            key: Value::of(key),
-            data: None,
-        }
+        Self { key: Value::of(key), data: None }
     }
 
     /// An element of a map.
     pub fn map(key: &[Field<'_>], data: &[Field<'_>]) -> Self {
-        Self {
-            key: Value::of(key),
-            data: Some(ElementData::Value(Value::of(data))),
-        }
+        Self { key: Value::of(key), data: Some(ElementData::Value(Value::of(data))) }
     }
 
     /// An element of a verdict map.
     pub fn verdict(key: &[Field<'_>], verdict: Verdict) -> Self {
-        Self {
-            key: Value::of(key),
-            data: Some(ElementData::Verdict(verdict)),
-        }
+        Self { key: Value::of(key), data: Some(ElementData::Verdict(verdict)) }
     }
 
     /// Upper bound of the element's size in a message.
@@ -203,9 +192,7 @@ impl Element {
                 Some(ElementData::Value(value)) if !key_only => {
                     w.nest(ELEMENT_DATA, |w| w.attribute(DATA_VALUE, &value.0))
                 }
-                Some(ElementData::Verdict(verdict)) if !key_only => {
-                    w.nest(ELEMENT_DATA, |w| write_verdict(w, verdict))
-                }
+                Some(ElementData::Verdict(verdict)) if !key_only => w.nest(ELEMENT_DATA, |w| write_verdict(w, verdict)),
                 _ => {}
             }
         });
@@ -214,11 +201,8 @@ impl Element {
     pub(super) fn read(attributes: Attributes<'_>) -> Option<Self> {
         let key = Value::raw(attributes.inside(ELEMENT_KEY).get(DATA_VALUE)?);
         let data = attributes.inside(ELEMENT_DATA);
-        let value = data
-            .get(DATA_VALUE)
-            .map(|v| ElementData::Value(Value::raw(v)));
-        let data =
-            value.or_else(|| Verdict::read(data.inside(DATA_VERDICT)).map(ElementData::Verdict));
+        let value = data.get(DATA_VALUE).map(|v| ElementData::Value(Value::raw(v)));
+        let data = value.or_else(|| Verdict::read(data.inside(DATA_VERDICT)).map(ElementData::Verdict));
         Some(Self { key, data })
     }
 }
@@ -245,11 +229,9 @@ mod tests {
 
     #[test]
     fn layouts_follow_the_values() {
-        for types in [
-            &[Type::Port][..],
-            &[Type::Ipv4, Type::Proto, Type::Port, Type::Mark],
-            &[Type::Ether, Type::IfName],
-        ] {
+        for types in
+            [&[Type::Port][..], &[Type::Ipv4, Type::Proto, Type::Port, Type::Mark], &[Type::Ether, Type::IfName]]
+        {
             let fields: Vec<Field<'_>> = types
                 .iter()
                 .map(|t| match t {
@@ -262,11 +244,7 @@ mod tests {
                     Type::IfName => Field::IfName("eth0"),
                 })
                 .collect();
-            assert_eq!(
-                layout(types).0 as usize,
-                Value::of(&fields).bytes().len(),
-                "{types:?}"
-            );
+            assert_eq!(layout(types).0 as usize, Value::of(&fields).bytes().len(), "{types:?}");
         }
         // ipv4_addr . inet_service as the nft program numbers it.
         assert_eq!(layout(&[Type::Ipv4, Type::Port]), (8, 7 << 6 | 13));
@@ -276,22 +254,14 @@ mod tests {
     fn elements_come_back_as_they_were_written() {
         let elements = [
             Element::key(&[Field::Port(80)]),
-            Element::map(
-                &[Field::Port(80), Field::Mark(1)],
-                &[Field::Ipv4(Ipv4Addr::LOCALHOST), Field::Port(8080)],
-            ),
+            Element::map(&[Field::Port(80), Field::Mark(1)], &[Field::Ipv4(Ipv4Addr::LOCALHOST), Field::Port(8080)]),
             Element::verdict(&[Field::Mark(3)], Verdict::Goto("three".into())),
             Element::verdict(&[Field::Mark(3)], Verdict::Drop),
         ];
         for element in elements {
             let mut w = Writer::default();
             element.write(&mut w, false);
-            assert!(
-                w.len() <= element.size(),
-                "{element:?}: {} > {}",
-                w.len(),
-                element.size()
-            );
+            assert!(w.len() <= element.size(), "{element:?}: {} > {}", w.len(), element.size());
             let read = Element::read(Attributes(w.bytes()).inside(LIST_ELEMENT)).unwrap();
             assert_eq!(read, element);
         }

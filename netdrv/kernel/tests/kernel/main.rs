@@ -1,11 +1,6 @@
 //! The kernel room against the real kernel, in namespaces that each test makes for itself.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod conntrack;
 mod links;
@@ -24,11 +19,7 @@ struct Pins(PathBuf);
 impl Pins {
     fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "skep-pins-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("skep-pins-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir(&dir)?;
         Ok(Self(dir))
@@ -57,17 +48,8 @@ async fn pair() -> Result<(Namespace, Namespace)> {
     use skep_net_kernel::link::{Handle, VethEnd};
     let (left, right) = (Namespace::create_unnamed()?, Namespace::create_unnamed()?);
     let handle = Handle::open(&left)?;
-    let a = VethEnd {
-        name: "a",
-        up: true,
-        ..VethEnd::default()
-    };
-    let b = VethEnd {
-        name: "b",
-        up: true,
-        namespace: Some(&right),
-        ..VethEnd::default()
-    };
+    let a = VethEnd { name: "a", up: true, ..VethEnd::default() };
+    let b = VethEnd { name: "b", up: true, namespace: Some(&right), ..VethEnd::default() };
     handle.add_veth(&a, &b).await?;
     Ok((left, right))
 }

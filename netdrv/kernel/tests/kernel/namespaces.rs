@@ -17,18 +17,12 @@ fn a_pin_is_made_found_listed_and_removed() -> Result<()> {
     assert_ne!(made.id()?, Namespace::current()?.id()?);
     assert_eq!(Namespace::open(&path)?.id()?, made.id()?);
     assert_eq!(Namespace::open_or_create(&path)?.id()?, made.id()?);
-    assert!(matches!(
-        Namespace::create(&path),
-        Err(Error::AlreadyExists { .. })
-    ));
+    assert!(matches!(Namespace::create(&path), Err(Error::AlreadyExists { .. })));
     assert_eq!(ns::list(pins.dir())?, ["one"]);
     ns::delete(&path)?;
     ns::delete(&path)?;
     assert!(!path.exists());
-    assert!(matches!(
-        Namespace::open(&path),
-        Err(Error::NotFound { .. })
-    ));
+    assert!(matches!(Namespace::open(&path), Err(Error::NotFound { .. })));
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     assert!(!mounts.contains(path.to_str().unwrap()), "still mounted");
     Ok(())
@@ -39,10 +33,7 @@ fn a_pin_that_a_reboot_left_is_used_again() -> Result<()> {
     let pins = Pins::new()?;
     let path = pins.path("stale");
     fs::write(&path, "")?;
-    assert!(matches!(
-        Namespace::open(&path),
-        Err(Error::NotANamespace { .. })
-    ));
+    assert!(matches!(Namespace::open(&path), Err(Error::NotANamespace { .. })));
     Namespace::create(&path)?;
     Namespace::open(&path)?;
     Ok(())
@@ -53,10 +44,7 @@ fn a_file_with_content_is_not_overmounted() -> Result<()> {
     let pins = Pins::new()?;
     let path = pins.path("precious");
     fs::write(&path, "data")?;
-    assert!(matches!(
-        Namespace::create(&path),
-        Err(Error::NotANamespace { .. })
-    ));
+    assert!(matches!(Namespace::create(&path), Err(Error::NotANamespace { .. })));
     assert_eq!(fs::read_to_string(&path)?, "data");
     Ok(())
 }
@@ -69,15 +57,7 @@ fn work_runs_inside_and_the_caller_stays_outside() -> Result<()> {
     assert_eq!(inside, namespace.id()?);
     assert_eq!(Namespace::current()?.id()?, outside);
     let links = namespace.run(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
-    assert_eq!(
-        links
-            .lines()
-            .skip(2)
-            .filter(|l| !l.trim().starts_with("lo:"))
-            .count(),
-        0,
-        "{links}"
-    );
+    assert_eq!(links.lines().skip(2).filter(|l| !l.trim().starts_with("lo:")).count(), 0, "{links}");
     Ok(())
 }
 
@@ -88,14 +68,8 @@ fn kernel_parameters_are_the_namespaces_own() -> Result<()> {
     other.set_sysctl("net/ipv4/ip_forward", "0")?;
     assert_eq!(one.sysctl("net/ipv4/ip_forward")?, "1");
     assert_eq!(other.sysctl("net/ipv4/ip_forward")?, "0");
-    assert!(matches!(
-        one.set_sysctl("net/ipv4/no_such_thing", "1"),
-        Err(Error::Sysctl { .. })
-    ));
-    assert!(matches!(
-        one.set_sysctl("kernel/hostname", "x"),
-        Err(Error::BadSysctl { .. })
-    ));
+    assert!(matches!(one.set_sysctl("net/ipv4/no_such_thing", "1"), Err(Error::Sysctl { .. })));
+    assert!(matches!(one.set_sysctl("kernel/hostname", "x"), Err(Error::BadSysctl { .. })));
     Ok(())
 }
 

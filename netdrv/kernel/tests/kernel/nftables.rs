@@ -8,9 +8,9 @@ use anyhow::{Result, ensure};
 use rustix::io::Errno;
 use skep_net_kernel::link::{Handle, Mac, VethEnd};
 use skep_net_kernel::nft::{
-    Base, Batch, Chain, ChainType, Checksum, CmpOp, CtDirection, CtKey, Element, Error, Expr,
-    Family, FibAddress, Field, Hook, Meta, NatKind, Numgen, Policy, Reg, Reject, Rule, Set, Socket,
-    Table, Type, Verdict, ct_state, ct_status,
+    Base, Batch, Chain, ChainType, Checksum, CmpOp, CtDirection, CtKey, Element, Error, Expr, Family, FibAddress,
+    Field, Hook, Meta, NatKind, Numgen, Policy, Reg, Reject, Rule, Set, Socket, Table, Type, Verdict, ct_state,
+    ct_status,
 };
 use skep_net_kernel::ns::Namespace;
 
@@ -25,42 +25,19 @@ fn skep() -> Table {
 }
 
 fn endpoint(slot: u32, last: u8) -> Element {
-    let key = [
-        Field::Ipv4(Ipv4Addr::new(10, 0, 0, 50)),
-        Field::Proto(6),
-        Field::Port(80),
-        Field::Mark(slot),
-    ];
-    Element::map(
-        &key,
-        &[
-            Field::Ipv4(Ipv4Addr::new(10, 0, 0, last)),
-            Field::Port(8080),
-        ],
-    )
+    let key = [Field::Ipv4(Ipv4Addr::new(10, 0, 0, 50)), Field::Proto(6), Field::Port(80), Field::Mark(slot)];
+    Element::map(&key, &[Field::Ipv4(Ipv4Addr::new(10, 0, 0, last)), Field::Port(8080)])
 }
 
 fn endpoints() -> Set {
-    Set::map(
-        "endpoints",
-        &[Type::Ipv4, Type::Proto, Type::Port, Type::Mark],
-        &[Type::Ipv4, Type::Port],
-    )
+    Set::map("endpoints", &[Type::Ipv4, Type::Proto, Type::Port, Type::Mark], &[Type::Ipv4, Type::Port])
 }
 
 /// What the `nft` program shows; `None` where it is not installed.
 fn listing(namespace: &Namespace) -> Result<Option<String>> {
-    match namespace.run(|| {
-        Command::new("nft")
-            .args(["-nn", "list", "ruleset"])
-            .output()
-    })? {
+    match namespace.run(|| Command::new("nft").args(["-nn", "list", "ruleset"]).output())? {
         Ok(output) => {
-            ensure!(
-                output.status.success(),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             Ok(Some(String::from_utf8(output.stdout)?))
         }
         Err(_) => {
@@ -75,54 +52,40 @@ fn a_table_is_made_read_back_and_removed() -> Result<()> {
     let (_namespace, mut socket) = open()?;
     let table = skep();
     let mut batch = Batch::new();
-    batch
-        .add_table(&table)
-        .add_set(&table, &endpoints())
-        .add_elements(&table, "endpoints", &[endpoint(0, 11), endpoint(1, 12)]);
-    batch
-        .add_set(&table, &Set::keys("ports", &[Type::Port]))
-        .add_elements(&table, "ports", &[Element::key(&[Field::Port(80)])]);
+    batch.add_table(&table).add_set(&table, &endpoints()).add_elements(
+        &table,
+        "endpoints",
+        &[endpoint(0, 11), endpoint(1, 12)],
+    );
+    batch.add_set(&table, &Set::keys("ports", &[Type::Port])).add_elements(
+        &table,
+        "ports",
+        &[Element::key(&[Field::Port(80)])],
+    );
     batch.add_set(&table, &Set::verdicts("counts", &[Type::Mark]));
     batch.add_chain(&table, &Chain::regular("two"));
     batch.add_chain(
         &table,
-        &Chain {
-            name: "pre".into(),
-            base: Some((ChainType::Nat, Hook::Prerouting, -100, Policy::Accept)),
-        },
+        &Chain { name: "pre".into(), base: Some((ChainType::Nat, Hook::Prerouting, -100, Policy::Accept)) },
     );
     let two = Element::verdict(&[Field::Mark(2)], Verdict::Goto("two".into()));
     batch.add_elements(&table, "counts", std::slice::from_ref(&two));
     batch.add_rule(
         &table,
         "pre",
-        &Rule::new()
-            .comment("first")
-            .iif_name("gw0")
-            .load(Reg(3), [2, 0, 0, 0])
-            .verdict_map("counts", Reg(3)),
+        &Rule::new().comment("first").iif_name("gw0").load(Reg(3), [2, 0, 0, 0]).verdict_map("counts", Reg(3)),
     );
-    batch.add_rule(
-        &table,
-        "pre",
-        &Rule::new().counter().verdict(Verdict::Return),
-    );
+    batch.add_rule(&table, "pre", &Rule::new().counter().verdict(Verdict::Return));
     batch.commit(&mut socket)?;
 
     let tables = socket.tables()?;
-    assert_eq!(
-        tables.iter().map(|t| &t.table).collect::<Vec<_>>(),
-        [&table]
-    );
+    assert_eq!(tables.iter().map(|t| &t.table).collect::<Vec<_>>(), [&table]);
     let chains = socket.chains(&table)?;
     let pre = chains.iter().find(|c| c.name == "pre").expect("the chain");
     assert_eq!((pre.hook.clone(), pre.uses), (Some((0, -100, None)), 2));
     let rules = socket.rules(&table)?;
     assert_eq!(
-        rules
-            .iter()
-            .map(|r| (r.chain.as_str(), r.comment.as_deref()))
-            .collect::<Vec<_>>(),
+        rules.iter().map(|r| (r.chain.as_str(), r.comment.as_deref())).collect::<Vec<_>>(),
         [("pre", Some("first")), ("pre", None)]
     );
     assert_eq!(rules[1].expressions, ["counter", "immediate"]);
@@ -132,20 +95,12 @@ fn a_table_is_made_read_back_and_removed() -> Result<()> {
     assert_eq!(socket.elements(&table, "counts")?, [two]);
     let sets = socket.sets(&table)?;
     assert_eq!(
-        sets.iter()
-            .map(|s| (s.name.as_str(), s.map, s.key_len))
-            .collect::<Vec<_>>(),
-        [
-            ("endpoints", true, 16),
-            ("ports", false, 2),
-            ("counts", true, 4)
-        ]
+        sets.iter().map(|s| (s.name.as_str(), s.map, s.key_len)).collect::<Vec<_>>(),
+        [("endpoints", true, 16), ("ports", false, 2), ("counts", true, 4)]
     );
 
     let mut batch = Batch::new();
-    batch
-        .delete_rule(&table, "pre", rules[0].handle)
-        .commit(&mut socket)?;
+    batch.delete_rule(&table, "pre", rules[0].handle).commit(&mut socket)?;
     assert_eq!(socket.rules(&table)?, rules[1..]);
     let mut batch = Batch::new();
     batch
@@ -182,24 +137,8 @@ fn a_batch_that_fails_changes_nothing_and_names_what_failed() -> Result<()> {
     batch.delete_elements(&table, "endpoints", &[endpoint(7, 11)]);
     batch.add_rule(&table, "nowhere", &Rule::new());
     let error = batch.commit(&mut socket).unwrap_err();
-    let Error::Refused {
-        what,
-        position,
-        errno,
-        refused,
-        ..
-    } = &error
-    else {
-        panic!("{error:?}")
-    };
-    assert_eq!(
-        (what.as_str(), *position, *errno),
-        (
-            "delete elements of ip skep endpoints",
-            Some(1),
-            Errno::NOENT
-        )
-    );
+    let Error::Refused { what, position, errno, refused, .. } = &error else { panic!("{error:?}") };
+    assert_eq!((what.as_str(), *position, *errno), ("delete elements of ip skep endpoints", Some(1), Errno::NOENT));
     assert_eq!(*refused, 2, "{error}");
     assert!(error.is_not_found());
     assert_eq!(socket.elements(&table, "endpoints")?, [endpoint(0, 11)]);
@@ -207,21 +146,14 @@ fn a_batch_that_fails_changes_nothing_and_names_what_failed() -> Result<()> {
 
     // Other data under a key that is there.
     let mut batch = Batch::new();
-    let error = batch
-        .add_elements(&table, "endpoints", &[endpoint(0, 99)])
-        .commit(&mut socket)
-        .unwrap_err();
+    let error = batch.add_elements(&table, "endpoints", &[endpoint(0, 99)]).commit(&mut socket).unwrap_err();
     assert!(error.is_already_exists(), "{error}");
     let mut batch = Batch::new();
-    batch
-        .replace_elements(&table, "endpoints", &[endpoint(0, 99)])
-        .commit(&mut socket)?;
+    batch.replace_elements(&table, "endpoints", &[endpoint(0, 99)]).commit(&mut socket)?;
     assert_eq!(socket.elements(&table, "endpoints")?, [endpoint(0, 99)]);
     // The same again is nothing new.
     let mut batch = Batch::new();
-    batch
-        .add_elements(&table, "endpoints", &[endpoint(0, 99)])
-        .commit(&mut socket)?;
+    batch.add_elements(&table, "endpoints", &[endpoint(0, 99)]).commit(&mut socket)?;
     Batch::new().commit(&mut socket)?;
     Ok(())
 }
@@ -232,25 +164,15 @@ fn a_foreign_change_is_noticed() -> Result<()> {
     let table = skep();
     let seen = socket.generation()?.id;
     let mut batch = Batch::new();
-    batch
-        .add_table(&table)
-        .add_chain(&table, &Chain::regular("one"))
-        .expect_generation(seen)
-        .commit(&mut socket)?;
+    batch.add_table(&table).add_chain(&table, &Chain::regular("one")).expect_generation(seen).commit(&mut socket)?;
     let own = socket.generation()?.id;
     assert_eq!(own, seen + 1, "one transaction, one generation");
 
     let mut foreign = Batch::new();
-    foreign
-        .add_table(&Table::new(Family::Inet, "admin"))
-        .commit(&mut Socket::open(&namespace)?)?;
+    foreign.add_table(&Table::new(Family::Inet, "admin")).commit(&mut Socket::open(&namespace)?)?;
     assert_ne!(socket.generation()?.id, own);
     let mut batch = Batch::new();
-    let error = batch
-        .add_chain(&table, &Chain::regular("two"))
-        .expect_generation(own)
-        .commit(&mut socket)
-        .unwrap_err();
+    let error = batch.add_chain(&table, &Chain::regular("two")).expect_generation(own).commit(&mut socket).unwrap_err();
     assert!(matches!(error, Error::Changed), "{error:?}");
     assert_eq!(socket.chains(&table)?.len(), 1);
     let now = socket.generation()?.id;
@@ -264,31 +186,13 @@ fn a_foreign_change_is_noticed() -> Result<()> {
 async fn the_kernel_takes_every_expression() -> Result<()> {
     let (namespace, mut socket) = open()?;
     let handle = Handle::open(&namespace)?;
-    let (a, b) = (
-        VethEnd {
-            name: "eth0",
-            ..VethEnd::default()
-        },
-        VethEnd {
-            name: "peer",
-            ..VethEnd::default()
-        },
-    );
+    let (a, b) = (VethEnd { name: "eth0", ..VethEnd::default() }, VethEnd { name: "peer", ..VethEnd::default() });
     handle.add_veth(&a, &b).await?;
-    let (ip, inet, netdev) = (
-        skep(),
-        Table::new(Family::Inet, "skep"),
-        Table::new(Family::Netdev, "skep"),
-    );
+    let (ip, inet, netdev) = (skep(), Table::new(Family::Inet, "skep"), Table::new(Family::Netdev, "skep"));
     let mut batch = Batch::new();
     batch.add_table(&ip).add_table(&inet).add_table(&netdev);
-    batch
-        .add_set(&ip, &endpoints())
-        .add_set(&ip, &Set::keys("hairpin", &[Type::Ipv4, Type::Ipv4]));
-    batch.add_chain(
-        &ip,
-        &Chain::base("pre", ChainType::Nat, Hook::Prerouting, -100),
-    );
+    batch.add_set(&ip, &endpoints()).add_set(&ip, &Set::keys("hairpin", &[Type::Ipv4, Type::Ipv4]));
+    batch.add_chain(&ip, &Chain::base("pre", ChainType::Nat, Hook::Prerouting, -100));
     let balance = Rule::new()
         .comment("balance")
         .iif_name("gw0")
@@ -297,39 +201,19 @@ async fn the_kernel_takes_every_expression() -> Result<()> {
         .load_ip_destination(Reg(4))
         .load_l4proto(Reg(5))
         .load_destination_port(Reg(6))
-        .expr(Expr::Numgen {
-            to: Reg(7),
-            kind: Numgen::Random,
-            modulus: 3,
-            offset: 0,
-        })
+        .expr(Expr::Numgen { to: Reg(7), kind: Numgen::Random, modulus: 3, offset: 0 })
         .map("endpoints", Reg(4), Reg(8))
         .dnat(Reg(8), Some(Reg(9)));
     batch.add_rule(&ip, "pre", &balance);
     let sticky = Rule::new()
         .to_local_address()
         .load_ip_source(Reg(0))
-        .expr(Expr::Jhash {
-            from: Reg(0),
-            len: 4,
-            to: Reg(7),
-            modulus: 3,
-            seed: 7,
-            offset: 0,
-        })
+        .expr(Expr::Jhash { from: Reg(0), len: 4, to: Reg(7), modulus: 3, seed: 7, offset: 0 })
         .expr(Expr::Counter)
         .load(Reg(8), [10, 0, 0, 11])
-        .expr(Expr::Nat {
-            kind: NatKind::Dnat,
-            v6: false,
-            address: Some(Reg(8)),
-            port: None,
-        });
+        .expr(Expr::Nat { kind: NatKind::Dnat, v6: false, address: Some(Reg(8)), port: None });
     batch.add_rule(&ip, "pre", &sticky);
-    batch.add_chain(
-        &ip,
-        &Chain::base("post", ChainType::Nat, Hook::Postrouting, 100),
-    );
+    batch.add_chain(&ip, &Chain::base("post", ChainType::Nat, Hook::Postrouting, 100));
     let hairpin = Rule::new()
         .oif_name("br0")
         .load_ip_source(Reg(0))
@@ -338,51 +222,23 @@ async fn the_kernel_takes_every_expression() -> Result<()> {
         .masquerade();
     batch.add_rule(&ip, "post", &hairpin);
     let snat = Rule::new()
-        .expr(Expr::Lookup {
-            set: "hairpin".into(),
-            key: Reg(0),
-            invert: true,
-        })
+        .expr(Expr::Lookup { set: "hairpin".into(), key: Reg(0), invert: true })
         .ip_source(Ipv4Addr::LOCALHOST, 8)
         .load(Reg(1), [10, 0, 0, 2])
-        .expr(Expr::Nat {
-            kind: NatKind::Snat,
-            v6: false,
-            address: Some(Reg(1)),
-            port: None,
-        });
+        .expr(Expr::Nat { kind: NatKind::Snat, v6: false, address: Some(Reg(1)), port: None });
     // The set's key is two registers that nothing loaded: the kernel has to say no.
     let mut wrong = batch.clone();
     wrong.add_rule(&ip, "post", &snat);
-    ensure!(
-        wrong.commit(&mut socket).is_err(),
-        "registers that nothing loaded were accepted"
-    );
-    let snat = Rule::new()
-        .load_ip_source(Reg(0))
-        .load_ip_destination(Reg(1));
-    let snat = snat
-        .expr(Expr::Lookup {
-            set: "hairpin".into(),
-            key: Reg(0),
-            invert: true,
-        })
-        .load(Reg(1), [10, 0, 0, 2]);
+    ensure!(wrong.commit(&mut socket).is_err(), "registers that nothing loaded were accepted");
+    let snat = Rule::new().load_ip_source(Reg(0)).load_ip_destination(Reg(1));
+    let snat = snat.expr(Expr::Lookup { set: "hairpin".into(), key: Reg(0), invert: true }).load(Reg(1), [10, 0, 0, 2]);
     batch.add_rule(
         &ip,
         "post",
-        &snat.expr(Expr::Nat {
-            kind: NatKind::Snat,
-            v6: false,
-            address: Some(Reg(1)),
-            port: None,
-        }),
+        &snat.expr(Expr::Nat { kind: NatKind::Snat, v6: false, address: Some(Reg(1)), port: None }),
     );
 
-    batch.add_chain(
-        &ip,
-        &Chain::base("forward", ChainType::Filter, Hook::Forward, 0),
-    );
+    batch.add_chain(&ip, &Chain::base("forward", ChainType::Filter, Hook::Forward, 0));
     batch.add_rule(
         &ip,
         "forward",
@@ -391,108 +247,38 @@ async fn the_kernel_takes_every_expression() -> Result<()> {
             .ct_bits(CtKey::Status, ct_status::DST_NAT)
             .verdict(Verdict::Accept),
     );
-    let origin = Expr::Ct {
-        key: CtKey::ProtoDst,
-        direction: Some(CtDirection::Original),
-        to: Reg(0),
-    };
-    batch.add_rule(
-        &ip,
-        "forward",
-        &Rule::new()
-            .l4proto(6)
-            .expr(origin)
-            .expr(Expr::Reject(Reject::TcpReset)),
-    );
-    batch.add_rule(
-        &ip,
-        "forward",
-        &Rule::new().expr(Expr::Reject(Reject::PortUnreachable)),
-    );
+    let origin = Expr::Ct { key: CtKey::ProtoDst, direction: Some(CtDirection::Original), to: Reg(0) };
+    batch.add_rule(&ip, "forward", &Rule::new().l4proto(6).expr(origin).expr(Expr::Reject(Reject::TcpReset)));
+    batch.add_rule(&ip, "forward", &Rule::new().expr(Expr::Reject(Reject::PortUnreachable)));
 
-    batch.add_chain(
-        &inet,
-        &Chain::base("in", ChainType::Filter, Hook::Prerouting, -150),
-    );
+    batch.add_chain(&inet, &Chain::base("in", ChainType::Filter, Hook::Prerouting, -150));
     let remember = Rule::new()
         .iif_name("eth0")
         .ct_direction(false)
-        .expr(Expr::Payload {
-            base: Base::Link,
-            offset: 8,
-            len: 4,
-            to: Reg(0),
-        })
-        .expr(Expr::CtSet {
-            key: CtKey::Mark,
-            from: Reg(0),
-        });
+        .expr(Expr::Payload { base: Base::Link, offset: 8, len: 4, to: Reg(0) })
+        .expr(Expr::CtSet { key: CtKey::Mark, from: Reg(0) });
     batch.add_rule(&inet, "in", &remember);
-    let source_is_local = Expr::FibType {
-        address: FibAddress::Source,
-        to: Reg(0),
-    };
-    let known = Rule::new()
-        .expr(source_is_local)
-        .meta(Meta::NfProto, CmpOp::Eq, [2])
-        .meta(Meta::IifType, CmpOp::Eq, 1u16.to_ne_bytes());
-    batch.add_rule(&inet, "in", &known);
-    batch.add_chain(
-        &inet,
-        &Chain::base("out", ChainType::Route, Hook::Output, -150),
+    let source_is_local = Expr::FibType { address: FibAddress::Source, to: Reg(0) };
+    let known = Rule::new().expr(source_is_local).meta(Meta::NfProto, CmpOp::Eq, [2]).meta(
+        Meta::IifType,
+        CmpOp::Eq,
+        1u16.to_ne_bytes(),
     );
+    batch.add_rule(&inet, "in", &known);
+    batch.add_chain(&inet, &Chain::base("out", ChainType::Route, Hook::Output, -150));
     batch.add_rule(
         &inet,
         "out",
-        &Rule::new()
-            .load(Reg(0), 5u32.to_ne_bytes())
-            .expr(Expr::MetaSet {
-                key: Meta::Mark,
-                from: Reg(0),
-            }),
+        &Rule::new().load(Reg(0), 5u32.to_ne_bytes()).expr(Expr::MetaSet { key: Meta::Mark, from: Reg(0) }),
     );
 
-    batch.add_chain(
-        &netdev,
-        &Chain::base("eg", ChainType::Filter, Hook::Egress("eth0".into()), 0),
-    );
-    batch.add_chain(
-        &netdev,
-        &Chain::base("ig", ChainType::Filter, Hook::Ingress("eth0".into()), 0),
-    );
-    let write_mac = Expr::PayloadSet {
-        base: Base::Link,
-        offset: 2,
-        len: 4,
-        from: Reg(0),
-        checksum: None,
-    };
-    batch.add_rule(
-        &netdev,
-        "eg",
-        &Rule::new()
-            .expr(Expr::Meta {
-                key: Meta::Mark,
-                to: Reg(0),
-            })
-            .expr(write_mac),
-    );
-    let checksum = Some(Checksum {
-        offset: 10,
-        pseudo_header: true,
-    });
-    let write_ip = Expr::PayloadSet {
-        base: Base::Network,
-        offset: 16,
-        len: 4,
-        from: Reg(0),
-        checksum,
-    };
-    batch.add_rule(
-        &netdev,
-        "ig",
-        &Rule::new().load(Reg(0), [10, 0, 0, 1]).expr(write_ip),
-    );
+    batch.add_chain(&netdev, &Chain::base("eg", ChainType::Filter, Hook::Egress("eth0".into()), 0));
+    batch.add_chain(&netdev, &Chain::base("ig", ChainType::Filter, Hook::Ingress("eth0".into()), 0));
+    let write_mac = Expr::PayloadSet { base: Base::Link, offset: 2, len: 4, from: Reg(0), checksum: None };
+    batch.add_rule(&netdev, "eg", &Rule::new().expr(Expr::Meta { key: Meta::Mark, to: Reg(0) }).expr(write_mac));
+    let checksum = Some(Checksum { offset: 10, pseudo_header: true });
+    let write_ip = Expr::PayloadSet { base: Base::Network, offset: 16, len: 4, from: Reg(0), checksum };
+    batch.add_rule(&netdev, "ig", &Rule::new().load(Reg(0), [10, 0, 0, 1]).expr(write_ip));
     batch.commit(&mut socket)?;
 
     let Some(text) = listing(&namespace)? else {
@@ -521,22 +307,12 @@ fn one_change_costs_the_same_in_a_map_of_100_000() -> Result<()> {
     let (_namespace, mut socket) = open()?;
     let table = skep();
     let mut batch = Batch::new();
-    batch
-        .add_table(&table)
-        .add_set(&table, &endpoints())
-        .commit(&mut socket)?;
+    batch.add_table(&table).add_set(&table, &endpoints()).commit(&mut socket)?;
     let many: Vec<Element> = (0..100_000).map(|slot| endpoint(slot, 11)).collect();
     let start = Instant::now();
     let mut batch = Batch::new();
-    batch
-        .add_elements(&table, "endpoints", &many)
-        .commit(&mut socket)?;
-    println!(
-        "100,000 elements, {} messages, {} bytes: {:?}",
-        batch.len(),
-        batch.bytes(),
-        start.elapsed()
-    );
+    batch.add_elements(&table, "endpoints", &many).commit(&mut socket)?;
+    println!("100,000 elements, {} messages, {} bytes: {:?}", batch.len(), batch.bytes(), start.elapsed());
     let mut times = Vec::new();
     for slot in 0..200 {
         let mut batch = Batch::new();
@@ -546,10 +322,7 @@ fn one_change_costs_the_same_in_a_map_of_100_000() -> Result<()> {
         times.push(start.elapsed());
     }
     times.sort();
-    println!(
-        "one element of 100,000 replaced: p50 {:?}, p99 {:?}",
-        times[100], times[197]
-    );
+    println!("one element of 100,000 replaced: p50 {:?}, p99 {:?}", times[100], times[197]);
     // Generous, as other tests run beside this one: reading or copying the map would take tens of milliseconds.
     assert!(times[100] < Duration::from_millis(10), "{times:?}");
     assert_eq!(socket.elements(&table, "endpoints")?.len(), 100_000);
@@ -560,27 +333,12 @@ fn one_change_costs_the_same_in_a_map_of_100_000() -> Result<()> {
 fn a_set_that_is_full_says_so() -> Result<()> {
     let (_namespace, mut socket) = open()?;
     let table = skep();
-    let small = Set {
-        size: Some(1),
-        ..Set::keys("small", &[Type::Ether])
-    };
+    let small = Set { size: Some(1), ..Set::keys("small", &[Type::Ether]) };
     let elements = [1, 2].map(|n| Element::key(&[Field::Ether(Mac([n; 6]))]));
     let mut batch = Batch::new();
-    batch
-        .add_table(&table)
-        .add_set(&table, &small)
-        .add_elements(&table, "small", &elements);
+    batch.add_table(&table).add_set(&table, &small).add_elements(&table, "small", &elements);
     let error = batch.commit(&mut socket).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Refused {
-                errno: Errno::NFILE,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, Error::Refused { errno: Errno::NFILE, .. }), "{error:?}");
     assert_eq!(socket.tables()?, []);
     Ok(())
 }
@@ -623,9 +381,7 @@ fn a_dump_is_whole_although_somebody_keeps_changing_things() -> Result<()> {
                 batch.commit(&mut foreign).unwrap();
             }
         });
-        let outcome: Vec<_> = (0..10)
-            .map(|_| socket.elements(&table, "endpoints"))
-            .collect();
+        let outcome: Vec<_> = (0..10).map(|_| socket.elements(&table, "endpoints")).collect();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         outcome
     });

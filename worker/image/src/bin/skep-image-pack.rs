@@ -32,32 +32,21 @@ fn pack(args: &[String]) -> Result<String, String> {
     let [executable, reference, output, ports @ ..] = args else {
         return Err(USAGE.to_owned());
     };
-    let program = Path::new(executable)
-        .file_name()
-        .and_then(|name| name.to_str())
-        .ok_or(USAGE)?;
-    let content =
-        fs::read(executable).map_err(|error| format!("cannot read {executable}: {error}"))?;
+    let program = Path::new(executable).file_name().and_then(|name| name.to_str()).ok_or(USAGE)?;
+    let content = fs::read(executable).map_err(|error| format!("cannot read {executable}: {error}"))?;
     let spec = SingleBinary {
         reference: Reference::parse(reference).map_err(|error| error.to_string())?,
         program: program.to_owned(),
-        exposed_ports: if ports.is_empty() {
-            vec!["80/tcp".to_owned()]
-        } else {
-            ports.to_vec()
-        },
+        exposed_ports: if ports.is_empty() { vec!["80/tcp".to_owned()] } else { ports.to_vec() },
         env: Vec::new(),
     };
     // A half written archive must not look like a whole one to the next `make`.
     let temporary = format!("{output}.new");
-    let file =
-        File::create(&temporary).map_err(|error| format!("cannot create {temporary}: {error}"))?;
-    let written =
-        single_binary(&spec, &content, BufWriter::new(file)).map_err(|error| error.to_string());
+    let file = File::create(&temporary).map_err(|error| format!("cannot create {temporary}: {error}"))?;
+    let written = single_binary(&spec, &content, BufWriter::new(file)).map_err(|error| error.to_string());
     match written {
         Ok(id) => {
-            fs::rename(&temporary, output)
-                .map_err(|error| format!("cannot create {output}: {error}"))?;
+            fs::rename(&temporary, output).map_err(|error| format!("cannot create {output}: {error}"))?;
             Ok(id)
         }
         Err(error) => {

@@ -28,27 +28,14 @@ pub(super) struct Bundle {
 }
 
 impl Bundle {
-    pub(super) fn from_tar(
-        archive: impl Read,
-        staging: &mut Staging,
-        limits: &Limits,
-    ) -> Result<Self> {
+    pub(super) fn from_tar(archive: impl Read, staging: &mut Staging, limits: &Limits) -> Result<Self> {
         let mut bytes = Budget::new("bytes of the archive", limits.archive_bytes);
         let mut members = Budget::new("members of the archive", limits.members);
         let (_, stream) = decompress(archive).map_err(Error::reading)?;
-        let stream = Metered {
-            inner: stream,
-            budget: &mut bytes,
-        };
-        let options = tarstream::Options {
-            header_bytes: limits.header_bytes,
-            require_end: true,
-        };
+        let stream = Metered { inner: stream, budget: &mut bytes };
+        let options = tarstream::Options { header_bytes: limits.header_bytes, require_end: true };
         let mut reader = TarReader::new(stream, options);
-        let mut bundle = Self {
-            files: HashMap::new(),
-            links: HashMap::new(),
-        };
+        let mut bundle = Self { files: HashMap::new(), links: HashMap::new() };
         while let Some(entry) = reader.next_entry().map_err(Error::archive)? {
             members.spend(1)?;
             let name = member_name(&entry.path, "")?;
@@ -59,19 +46,13 @@ impl Bundle {
                     bundle.insert(name, staged)?;
                 }
                 Kind::Symlink | Kind::Hardlink => {
-                    let base = if entry.kind == Kind::Symlink {
-                        name.rsplit_once('/').map_or("", |(dir, _)| dir)
-                    } else {
-                        ""
-                    };
+                    let base =
+                        if entry.kind == Kind::Symlink { name.rsplit_once('/').map_or("", |(dir, _)| dir) } else { "" };
                     let target = member_name(&entry.link, base)?;
                     bundle.links.insert(name, target);
                 }
                 Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
-                    return Err(Error::Invalid(format!(
-                        "the archive's member {:?} is a device",
-                        shorten(&name)
-                    )));
+                    return Err(Error::Invalid(format!("the archive's member {:?} is a device", shorten(&name))));
                 }
             }
         }
@@ -85,23 +66,12 @@ impl Bundle {
         let mut members = Budget::new("members of the layout", limits.members);
         let root = File::open(layout).map_err(io_at("open", layout))?;
         let open = |name: &str, flags: OFlags| {
-            let resolve =
-                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-            openat2(
-                &root,
-                name,
-                flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
-                Mode::empty(),
-                resolve,
-            )
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            openat2(&root, name, flags | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty(), resolve)
         };
-        let mut names = vec![
-            manifest::LAYOUT_FILE.to_owned(),
-            manifest::INDEX_FILE.to_owned(),
-        ];
+        let mut names = vec![manifest::LAYOUT_FILE.to_owned(), manifest::INDEX_FILE.to_owned()];
         let blobs = "blobs/sha256";
-        let dir = open(blobs, OFlags::DIRECTORY)
-            .map_err(|e| io_at("open", &layout.join(blobs))(e.into()))?;
+        let dir = open(blobs, OFlags::DIRECTORY).map_err(|e| io_at("open", &layout.join(blobs))(e.into()))?;
         for entry in Dir::new(dir).map_err(|e| io_at("read", &layout.join(blobs))(e.into()))? {
             let entry = entry.map_err(|e| io_at("read", &layout.join(blobs))(e.into()))?;
             members.spend(1)?;
@@ -110,28 +80,15 @@ impl Bundle {
                 _ => {}
             }
         }
-        let mut bundle = Self {
-            files: HashMap::new(),
-            links: HashMap::new(),
-        };
+        let mut bundle = Self { files: HashMap::new(), links: HashMap::new() };
         for name in names {
             match open(&name, OFlags::empty()) {
                 Ok(file) => {
                     let file = File::from(file);
-                    if !file
-                        .metadata()
-                        .map_err(io_at("read", &layout.join(&name)))?
-                        .is_file()
-                    {
+                    if !file.metadata().map_err(io_at("read", &layout.join(&name)))?.is_file() {
                         return Err(Error::Invalid(format!("{name:?} in the layout is no file")));
                     }
-                    let staged = blob::stage(
-                        Metered {
-                            inner: file,
-                            budget: &mut bytes,
-                        },
-                        staging.fresh(),
-                    )?;
+                    let staged = blob::stage(Metered { inner: file, budget: &mut bytes }, staging.fresh())?;
                     bundle.insert(name, staged)?;
                 }
                 Err(Errno::NOENT) => {}
@@ -145,10 +102,7 @@ impl Bundle {
     fn insert(&mut self, name: String, staged: Staged) -> Result<()> {
         match self.files.insert(name.clone(), staged) {
             None => Ok(()),
-            Some(_) => Err(Error::Invalid(format!(
-                "the archive has {:?} twice",
-                shorten(&name)
-            ))),
+            Some(_) => Err(Error::Invalid(format!("the archive has {:?} twice", shorten(&name)))),
         }
     }
 
@@ -167,9 +121,7 @@ impl Bundle {
     pub(super) fn require(&self, name: &str) -> Result<&Staged> {
         self.get(name).ok_or_else(|| {
             let name = shorten(name);
-            Error::Invalid(format!(
-                "the archive lacks {name:?}, which it refers to; was it cut off?"
-            ))
+            Error::Invalid(format!("the archive lacks {name:?}, which it refers to; was it cut off?"))
         })
     }
 }
@@ -183,15 +135,8 @@ fn member_name(raw: &[u8], base: &str) -> Result<String> {
             shorten(&String::from_utf8_lossy(raw))
         ))
     };
-    let text = std::str::from_utf8(raw)
-        .ok()
-        .filter(|text| text.len() <= NAME_MAX)
-        .ok_or_else(bad)?;
-    let mut parts: Vec<&str> = if text.starts_with('/') {
-        Vec::new()
-    } else {
-        base.split('/').collect()
-    };
+    let text = std::str::from_utf8(raw).ok().filter(|text| text.len() <= NAME_MAX).ok_or_else(bad)?;
+    let mut parts: Vec<&str> = if text.starts_with('/') { Vec::new() } else { base.split('/').collect() };
     for part in text.split('/') {
         match part {
             "" | "." => {}

@@ -10,53 +10,21 @@ fn names_are_normalised() {
     let digest = format!("sha256:{HEX}");
     let table = [
         ("alpine", "docker.io/library/alpine", "alpine"),
-        (
-            "alpine:3.20",
-            "docker.io/library/alpine:3.20",
-            "alpine:3.20",
-        ),
+        ("alpine:3.20", "docker.io/library/alpine:3.20", "alpine:3.20"),
         ("library/alpine", "docker.io/library/alpine", "alpine"),
         ("docker.io/alpine", "docker.io/library/alpine", "alpine"),
-        (
-            "docker.io/library/alpine:latest",
-            "docker.io/library/alpine:latest",
-            "alpine:latest",
-        ),
-        (
-            "index.docker.io/library/alpine",
-            "docker.io/library/alpine",
-            "alpine",
-        ),
-        (
-            "traefik/whoami",
-            "docker.io/traefik/whoami",
-            "traefik/whoami",
-        ),
+        ("docker.io/library/alpine:latest", "docker.io/library/alpine:latest", "alpine:latest"),
+        ("index.docker.io/library/alpine", "docker.io/library/alpine", "alpine"),
+        ("traefik/whoami", "docker.io/traefik/whoami", "traefik/whoami"),
         ("library/a/b", "docker.io/library/a/b", "library/a/b"),
         ("localhost/x", "localhost/x", "localhost/x"),
-        (
-            "localhost:5000/x:1",
-            "localhost:5000/x:1",
-            "localhost:5000/x:1",
-        ),
-        (
-            "registry.example/a/b/c:T_1.x-y",
-            "registry.example/a/b/c:T_1.x-y",
-            "registry.example/a/b/c:T_1.x-y",
-        ),
-        (
-            "registry.example/x",
-            "registry.example/x",
-            "registry.example/x",
-        ),
+        ("localhost:5000/x:1", "localhost:5000/x:1", "localhost:5000/x:1"),
+        ("registry.example/a/b/c:T_1.x-y", "registry.example/a/b/c:T_1.x-y", "registry.example/a/b/c:T_1.x-y"),
+        ("registry.example/x", "registry.example/x", "registry.example/x"),
         ("HOST/x", "HOST/x", "HOST/x"),
         ("127.0.0.1:5000/x", "127.0.0.1:5000/x", "127.0.0.1:5000/x"),
         ("[::1]:5000/x", "[::1]:5000/x", "[::1]:5000/x"),
-        (
-            "a__b/c---d/e.f_g",
-            "docker.io/a__b/c---d/e.f_g",
-            "a__b/c---d/e.f_g",
-        ),
+        ("a__b/c---d/e.f_g", "docker.io/a__b/c---d/e.f_g", "a__b/c---d/e.f_g"),
         ("host:5000", "docker.io/library/host:5000", "host:5000"),
     ];
     for (text, full, familiar) in table {
@@ -69,10 +37,7 @@ fn names_are_normalised() {
     assert_eq!(pinned.digest().unwrap().as_str(), digest);
     assert_eq!(pinned.familiar(), format!("alpine:3@{digest}"));
     assert_eq!(pinned.clone().or_latest(), pinned);
-    assert_eq!(
-        Reference::parse("alpine").unwrap().or_latest().familiar(),
-        "alpine:latest"
-    );
+    assert_eq!(Reference::parse("alpine").unwrap().or_latest().familiar(), "alpine:latest");
 }
 
 #[test]
@@ -83,9 +48,7 @@ fn what_is_no_name_is_refused_with_the_reason() {
     let table: Vec<(&str, Check)> = vec![
         ("", |e| matches!(e, ParseError::Empty)),
         ("Alpine", |e| matches!(e, ParseError::Uppercase(_))),
-        ("reg.example/Alpine", |e| {
-            matches!(e, ParseError::Uppercase(_))
-        }),
+        ("reg.example/Alpine", |e| matches!(e, ParseError::Uppercase(_))),
         (HEX, |e| matches!(e, ParseError::LooksLikeId(_))),
         (&long, |e| matches!(e, ParseError::TooLong)),
         ("-reg.example/x", |e| matches!(e, ParseError::Domain(_))),
@@ -97,9 +60,7 @@ fn what_is_no_name_is_refused_with_the_reason() {
         ("a//b", |e| matches!(e, ParseError::Path(_))),
         ("/a", |e| matches!(e, ParseError::Path(_))),
         ("a/", |e| matches!(e, ParseError::Path(_))),
-        ("../a", |e| {
-            matches!(e, ParseError::Domain(_) | ParseError::Path(_))
-        }),
+        ("../a", |e| matches!(e, ParseError::Domain(_) | ParseError::Path(_))),
         ("a..b", |e| matches!(e, ParseError::Path(_))),
         ("a___b", |e| matches!(e, ParseError::Path(_))),
         ("a._b", |e| matches!(e, ParseError::Path(_))),

@@ -17,11 +17,7 @@ pub(super) fn records(mut data: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
 /// A plain decimal number.
 pub(super) fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
     let text = std::str::from_utf8(text).ok()?;
-    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-        None
-    } else {
-        text.parse().ok()
-    }
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) { None } else { text.parse().ok() }
 }
 
 /// Seconds with an optional sign and fraction, as (seconds, nanoseconds).

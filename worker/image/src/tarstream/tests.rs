@@ -1,10 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 use super::*;
 
-const OPTIONS: Options = Options {
-    header_bytes: 4096,
-    require_end: true,
-};
+const OPTIONS: Options = Options { header_bytes: 4096, require_end: true };
 
 fn member(kind: u8, name: &str, data: &[u8]) -> Vec<u8> {
     let mut header = Header::new_ustar();
@@ -74,23 +71,14 @@ fn extended_headers_speak_for_the_next_member_only() {
     ]);
     let entries = read(&bytes).unwrap();
     let first = &entries[0].0;
-    assert_eq!(
-        (first.path.as_slice(), first.uid, first.gid, first.mode),
-        (&b"a/b"[..], 70000, 1001, 0o4755)
-    );
+    assert_eq!((first.path.as_slice(), first.uid, first.gid, first.mode), (&b"a/b"[..], 70000, 1001, 0o4755));
     assert_eq!(first.mtime, (-2, 500_000_000));
-    assert_eq!(
-        first.xattrs,
-        [(b"security.capability".to_vec(), b"\x01\n\x00=\xff".to_vec())]
-    );
+    assert_eq!(first.xattrs, [(b"security.capability".to_vec(), b"\x01\n\x00=\xff".to_vec())]);
     assert_eq!(entries[0].1, b"hello");
     assert_eq!(entries[1].0.path, long.as_bytes());
     assert_eq!((entries[1].0.uid, entries[1].0.mtime), (1000, (7, 0)));
     let kinds: Vec<Kind> = entries.iter().map(|(entry, _)| entry.kind).collect();
-    assert_eq!(
-        kinds,
-        [Kind::File, Kind::File, Kind::Directory, Kind::Directory]
-    );
+    assert_eq!(kinds, [Kind::File, Kind::File, Kind::Directory, Kind::Directory]);
 }
 
 #[test]
@@ -117,40 +105,16 @@ fn damage_and_excess_are_named() {
     }
     let mut flipped = whole.clone();
     flipped[3] ^= 1;
-    assert!(matches!(
-        read(&flipped),
-        Err(Error::Header { offset: 0, .. })
-    ));
+    assert!(matches!(read(&flipped), Err(Error::Header { offset: 0, .. })));
     assert!(matches!(read(&[b'x'; 2048]), Err(Error::Header { .. })));
     let big = archive(&[pax(&[("comment", &[b'c'; 5000])]), member(b'0', "a", b"")]);
-    assert!(matches!(
-        read(&big),
-        Err(Error::HeaderTooLarge { limit: 4096 })
-    ));
+    assert!(matches!(read(&big), Err(Error::HeaderTooLarge { limit: 4096 })));
     let many: Vec<_> = (0..10).map(|_| member(b'L', "l", b"name")).collect();
-    assert!(matches!(
-        read(&archive(&many)),
-        Err(Error::HeaderTooLarge { .. })
-    ));
-    assert!(matches!(
-        read(&archive(&[member(b'S', "s", b"")])),
-        Err(Error::Unsupported { kind: 'S', .. })
-    ));
-    assert!(matches!(
-        read(&archive(&[member(b'L', "l", b"name")])),
-        Err(Error::Truncated(_))
-    ));
-    for record in [
-        &b"5 a=b\n"[..],
-        b"999 a=b\n",
-        b"x a=b\n",
-        b"6 abc\n",
-        b"6 a=bc",
-    ] {
-        assert!(matches!(
-            read(&archive(&[member(b'x', "p", record)])),
-            Err(Error::Header { .. })
-        ));
+    assert!(matches!(read(&archive(&many)), Err(Error::HeaderTooLarge { .. })));
+    assert!(matches!(read(&archive(&[member(b'S', "s", b"")])), Err(Error::Unsupported { kind: 'S', .. })));
+    assert!(matches!(read(&archive(&[member(b'L', "l", b"name")])), Err(Error::Truncated(_))));
+    for record in [&b"5 a=b\n"[..], b"999 a=b\n", b"x a=b\n", b"6 abc\n", b"6 a=bc"] {
+        assert!(matches!(read(&archive(&[member(b'x', "p", record)])), Err(Error::Header { .. })));
     }
 }
 
@@ -167,11 +131,6 @@ fn pax_times() {
         (b"1.x", None),
     ];
     for (text, expected) in table {
-        assert_eq!(
-            pax::time(text),
-            expected,
-            "{}",
-            String::from_utf8_lossy(text)
-        );
+        assert_eq!(pax::time(text), expected, "{}", String::from_utf8_lossy(text));
     }
 }

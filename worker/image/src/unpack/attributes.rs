@@ -4,8 +4,8 @@
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, RawMode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
-    fchown, fsetxattr, futimens, utimensat,
+    AtFlags, Gid, Mode, RawMode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr,
+    futimens, utimensat,
 };
 use rustix::io::Errno;
 
@@ -17,14 +17,10 @@ pub(super) fn attributes(fd: BorrowedFd<'_>, entry: &Entry) -> Result<(), Error>
     set_owner(fd, entry.uid, entry.gid, &entry.path)?;
     for (name, value) in &entry.xattrs {
         if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
-            return Err(refused(
-                &entry.path,
-                "an image may not set the attributes of overlayfs",
-            ));
+            return Err(refused(&entry.path, "an image may not set the attributes of overlayfs"));
         }
-        let kept = name == b"security.capability"
-            || name.starts_with(b"user.")
-            || name.starts_with(b"system.posix_acl_");
+        let kept =
+            name == b"security.capability" || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
         if !kept {
             continue;
         }
@@ -35,36 +31,20 @@ pub(super) fn attributes(fd: BorrowedFd<'_>, entry: &Entry) -> Result<(), Error>
             Err(error) => return Err(io_error("set an attribute of", &entry.path)(error)),
         }
     }
-    fchmod(fd, Mode::from_raw_mode(entry.mode as RawMode))
-        .map_err(io_error("set the mode of", &entry.path))
+    fchmod(fd, Mode::from_raw_mode(entry.mode as RawMode)).map_err(io_error("set the mode of", &entry.path))
 }
 
 /// The same for what can't be opened. The staging directory is private, so the name is still the node made.
-pub(super) fn node_attributes(
-    dir: BorrowedFd<'_>,
-    name: &[u8],
-    entry: &Entry,
-    mode: bool,
-) -> Result<(), Error> {
+pub(super) fn node_attributes(dir: BorrowedFd<'_>, name: &[u8], entry: &Entry, mode: bool) -> Result<(), Error> {
     let (uid, gid) = owner(entry.uid, entry.gid, &entry.path)?;
     chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
         .map_err(io_error("set the owner of", &entry.path))?;
     if mode {
-        chmodat(
-            dir,
-            name,
-            Mode::from_raw_mode(entry.mode as RawMode),
-            AtFlags::empty(),
-        )
-        .map_err(io_error("set the mode of", &entry.path))?;
+        chmodat(dir, name, Mode::from_raw_mode(entry.mode as RawMode), AtFlags::empty())
+            .map_err(io_error("set the mode of", &entry.path))?;
     }
-    utimensat(
-        dir,
-        name,
-        &timestamps(entry.mtime),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )
-    .map_err(io_error("set the time of", &entry.path))
+    utimensat(dir, name, &timestamps(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(io_error("set the time of", &entry.path))
 }
 
 pub(super) fn set_owner(fd: BorrowedFd<'_>, uid: u32, gid: u32, path: &[u8]) -> Result<(), Error> {
@@ -85,12 +65,6 @@ pub(super) fn set_times(fd: BorrowedFd<'_>, mtime: (i64, u32), path: &[u8]) -> R
 }
 
 fn timestamps((seconds, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanos.into(),
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+    Timestamps { last_access: time, last_modification: time }
 }

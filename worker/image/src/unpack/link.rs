@@ -21,17 +21,14 @@ impl Unpacker<'_> {
         whole: &[u8],
         entry: &Entry,
     ) -> Result<(), Error> {
-        let target =
-            EntryPath::parse(&entry.link, self.limits).map_err(|e| bad_path(&entry.link, e))?;
+        let target = EntryPath::parse(&entry.link, self.limits).map_err(|e| bad_path(&entry.link, e))?;
         if target.is_root() {
             return Err(refused(&entry.path, "a hard link to the root"));
         }
         let found = match self.tree.directory(&target.parent) {
             Ok(dir) => {
-                let stat = tree::lookup(dir.as_fd(), &target.name)
-                    .map_err(io_error("look up", &entry.link))?;
-                stat.filter(|stat| !tree::is_whiteout(stat))
-                    .map(|stat| (dir, stat))
+                let stat = tree::lookup(dir.as_fd(), &target.name).map_err(io_error("look up", &entry.link))?;
+                stat.filter(|stat| !tree::is_whiteout(stat)).map(|stat| (dir, stat))
             }
             Err(Errno::NOENT) => None,
             Err(error) => return Err(io_error("open the directory of", &entry.link)(error)),
@@ -44,14 +41,8 @@ impl Unpacker<'_> {
             return Ok(());
         }
         self.make_way(parent, &path.name, whole, false)?;
-        linkat(
-            dir,
-            target.name.as_slice(),
-            parent,
-            path.name.as_slice(),
-            AtFlags::empty(),
-        )
-        .map_err(io_error("link", whole))
+        linkat(dir, target.name.as_slice(), parent, path.name.as_slice(), AtFlags::empty())
+            .map_err(io_error("link", whole))
     }
 
     /// A hard link to a file of a layer below: the file is copied up, as the overlay itself would do.
@@ -64,24 +55,18 @@ impl Unpacker<'_> {
         target: &EntryPath,
     ) -> Result<(), Error> {
         let Some((source, stat)) = self.parents.file(&target.joined()) else {
-            return Err(refused(
-                &entry.path,
-                &format!("it links to {:?}, which is no file", show(&entry.link)),
-            ));
+            return Err(refused(&entry.path, &format!("it links to {:?}, which is no file", show(&entry.link))));
         };
         self.make_way(parent, &path.name, whole, false)?;
         let mut file = new_file(parent, &path.name, whole)?;
         let mut source = File::from(source);
         loop {
-            let read = source
-                .read(&mut self.buffer)
-                .map_err(raw_io("read", whole))?;
+            let read = source.read(&mut self.buffer).map_err(raw_io("read", whole))?;
             if read == 0 {
                 break;
             }
             self.budgets.bytes.spend(read as u64)?;
-            file.write_all(&self.buffer[..read])
-                .map_err(raw_io("write", whole))?;
+            file.write_all(&self.buffer[..read]).map_err(raw_io("write", whole))?;
         }
         let like = Entry {
             mode: stat.st_mode & 0o7777,

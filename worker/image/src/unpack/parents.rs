@@ -16,9 +16,7 @@ pub(super) struct Parents {
 
 impl Parents {
     pub(super) fn new(layers: Vec<OwnedFd>) -> Self {
-        Self {
-            layers: layers.into_iter().map(Tree::new).collect(),
-        }
+        Self { layers: layers.into_iter().map(Tree::new).collect() }
     }
 
     /// What the topmost layer that knows of a path has there.

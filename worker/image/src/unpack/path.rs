@@ -46,25 +46,14 @@ impl EntryPath {
                 b"" | b"." => {}
                 b".." => return Err(PathError::Upwards),
                 _ => {
-                    LimitExceeded::check(
-                        "bytes of a file name",
-                        part.len() as u64,
-                        limits.name_bytes as u64,
-                    )?;
-                    LimitExceeded::check(
-                        "levels of directories",
-                        parts.len() as u64 + 1,
-                        limits.depth as u64,
-                    )?;
+                    LimitExceeded::check("bytes of a file name", part.len() as u64, limits.name_bytes as u64)?;
+                    LimitExceeded::check("levels of directories", parts.len() as u64 + 1, limits.depth as u64)?;
                     parts.push(part);
                 }
             }
         }
         let name = parts.pop().unwrap_or_default().to_vec();
-        Ok(Self {
-            parent: parts.join(&b'/'),
-            name,
-        })
+        Ok(Self { parent: parts.join(&b'/'), name })
     }
 
     pub(super) fn is_root(&self) -> bool {
@@ -73,11 +62,7 @@ impl EntryPath {
 
     /// The whole path again, without a leading slash.
     pub(super) fn joined(&self) -> Vec<u8> {
-        if self.parent.is_empty() {
-            self.name.clone()
-        } else {
-            [&self.parent[..], &self.name[..]].join(&b'/')
-        }
+        if self.parent.is_empty() { self.name.clone() } else { [&self.parent[..], &self.name[..]].join(&b'/') }
     }
 
     pub(super) fn meaning(&self) -> Result<Meaning, PathError> {
@@ -102,19 +87,10 @@ mod tests {
 
     #[test]
     fn paths_are_relative_to_the_root_and_never_lead_up() {
-        let limits = Limits {
-            depth: 3,
-            name_bytes: 5,
-            ..Limits::default()
-        };
+        let limits = Limits { depth: 3, name_bytes: 5, ..Limits::default() };
         let parse = |raw: &str| {
-            EntryPath::parse(raw.as_bytes(), &limits).map(|p| {
-                format!(
-                    "{}|{}",
-                    String::from_utf8_lossy(&p.parent),
-                    String::from_utf8_lossy(&p.name)
-                )
-            })
+            EntryPath::parse(raw.as_bytes(), &limits)
+                .map(|p| format!("{}|{}", String::from_utf8_lossy(&p.parent), String::from_utf8_lossy(&p.name)))
         };
         for (raw, expected) in [
             ("", "|"),
@@ -137,11 +113,7 @@ mod tests {
 
     #[test]
     fn whiteouts_are_told_from_files() {
-        let meaning = |raw: &str| {
-            EntryPath::parse(raw.as_bytes(), &Limits::default())
-                .unwrap()
-                .meaning()
-        };
+        let meaning = |raw: &str| EntryPath::parse(raw.as_bytes(), &Limits::default()).unwrap().meaning();
         assert_eq!(meaning("a/.wh.b"), Ok(Meaning::Whiteout(b"b".to_vec())));
         assert_eq!(meaning("a/.wh..wh..opq"), Ok(Meaning::Opaque));
         assert_eq!(meaning(".wh..wh.plnk"), Ok(Meaning::Ignored));

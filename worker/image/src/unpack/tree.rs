@@ -5,8 +5,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fsetxattr, makedev,
-    mknodat, openat2, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fsetxattr, makedev, mknodat, openat2, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -30,20 +30,12 @@ impl Tree {
 
     /// Opens a directory of the tree; links on the way are followed within the tree.
     pub(super) fn directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        self.open(
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY,
-            ResolveFlags::empty(),
-        )
+        self.open(path, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::empty())
     }
 
     /// Opens a directory of the tree if no component of its path is a link.
     pub(super) fn real_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        self.open(
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY,
-            ResolveFlags::NO_SYMLINKS,
-        )
+        self.open(path, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS)
     }
 
     /// Opens whatever is at a path without following the last component and without touching it.
@@ -53,25 +45,14 @@ impl Tree {
 
     /// Opens a file of the tree for reading; not the last component may be a link.
     pub(super) fn file(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        self.open(
-            path,
-            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK,
-            ResolveFlags::empty(),
-        )
+        self.open(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK, ResolveFlags::empty())
     }
 
     fn open(&self, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
         let path: &[u8] = if path.is_empty() { b"." } else { path };
-        let resolve =
-            resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         for _ in 0..RETRIES {
-            match openat2(
-                &self.root,
-                path,
-                flags | OFlags::CLOEXEC,
-                Mode::empty(),
-                resolve,
-            ) {
+            match openat2(&self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                 Err(Errno::AGAIN) => {}
                 other => return other,
             }
@@ -99,13 +80,7 @@ pub(super) fn is_whiteout(stat: &Stat) -> bool {
 }
 
 pub(super) fn make_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
-    mknodat(
-        dir,
-        name,
-        FileType::CharacterDevice,
-        Mode::empty(),
-        makedev(0, 0),
-    )
+    mknodat(dir, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0))
 }
 
 pub(super) fn make_opaque(dir: BorrowedFd<'_>) -> Result<(), Errno> {

@@ -27,15 +27,7 @@ pub struct Member<'a> {
 
 impl Default for Member<'_> {
     fn default() -> Self {
-        Self {
-            kind: b'0',
-            path: "",
-            link: "",
-            mode: 0o644,
-            owner: (0, 0),
-            device: (0, 0),
-            data: b"",
-        }
+        Self { kind: b'0', path: "", link: "", mode: 0o644, owner: (0, 0), device: (0, 0), data: b"" }
     }
 }
 
@@ -46,10 +38,7 @@ impl Layer {
 
     pub fn member(mut self, member: &Member<'_>) -> Self {
         if member.path.len() > 100 || member.link.len() > 100 {
-            self = self.pax(&[
-                ("path", member.path.as_bytes()),
-                ("linkpath", member.link.as_bytes()),
-            ]);
+            self = self.pax(&[("path", member.path.as_bytes()), ("linkpath", member.link.as_bytes())]);
         }
         let mut header = Header::new_gnu();
         let old = header.as_old_mut();
@@ -85,58 +74,27 @@ impl Layer {
             data.extend_from_slice(value);
             data.push(b'\n');
         }
-        self.member(&Member {
-            kind: b'x',
-            path: "pax",
-            data: &data,
-            ..Member::default()
-        })
+        self.member(&Member { kind: b'x', path: "pax", data: &data, ..Member::default() })
     }
 
     pub fn file(self, path: &str, data: &[u8]) -> Self {
-        self.member(&Member {
-            path,
-            data,
-            ..Member::default()
-        })
+        self.member(&Member { path, data, ..Member::default() })
     }
 
     pub fn dir(self, path: &str, mode: u32) -> Self {
-        self.member(&Member {
-            kind: b'5',
-            path,
-            mode,
-            ..Member::default()
-        })
+        self.member(&Member { kind: b'5', path, mode, ..Member::default() })
     }
 
     pub fn symlink(self, path: &str, link: &str) -> Self {
-        self.member(&Member {
-            kind: b'2',
-            path,
-            link,
-            mode: 0o777,
-            ..Member::default()
-        })
+        self.member(&Member { kind: b'2', path, link, mode: 0o777, ..Member::default() })
     }
 
     pub fn hardlink(self, path: &str, link: &str) -> Self {
-        self.member(&Member {
-            kind: b'1',
-            path,
-            link,
-            ..Member::default()
-        })
+        self.member(&Member { kind: b'1', path, link, ..Member::default() })
     }
 
     pub fn device(self, kind: u8, path: &str, device: (u32, u32)) -> Self {
-        self.member(&Member {
-            kind,
-            path,
-            device,
-            mode: 0o666,
-            ..Member::default()
-        })
+        self.member(&Member { kind, path, device, mode: 0o666, ..Member::default() })
     }
 
     pub fn tar(&self) -> Vec<u8> {
@@ -147,10 +105,7 @@ impl Layer {
 }
 
 pub fn config(layers: &[Vec<u8>]) -> Value {
-    let diff_ids: Vec<String> = layers
-        .iter()
-        .map(|layer| Digest::of(layer).to_string())
-        .collect();
+    let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
     json!({
         "architecture": "amd64", "os": "linux", "created": "2024-05-06T07:08:09Z",
         "config": {"Entrypoint": ["/x"], "Cmd": ["y"], "Env": ["A=b"], "User": "1:2", "WorkingDir": "/w",
@@ -169,18 +124,13 @@ pub fn docker_save(layers: &[Vec<u8>], tags: &[&str]) -> Vec<u8> {
 pub fn docker_save_with(config: &Value, layers: &[Vec<u8>], tags: &[&str]) -> Vec<u8> {
     let config = serde_json::to_vec(config).unwrap();
     let name = format!("{}.json", Digest::of(&config).hex());
-    let names: Vec<String> = (0..layers.len())
-        .map(|n| format!("{n}/layer.tar"))
-        .collect();
+    let names: Vec<String> = (0..layers.len()).map(|n| format!("{n}/layer.tar")).collect();
     let manifest = json!([{"Config": name, "RepoTags": tags, "Layers": names}]);
     let mut tar = Layer::new().file(&name, &config);
     for (name, layer) in names.iter().zip(layers) {
-        tar = tar
-            .dir(name.trim_end_matches("layer.tar"), 0o755)
-            .file(name, layer);
+        tar = tar.dir(name.trim_end_matches("layer.tar"), 0o755).file(name, layer);
     }
-    tar.file("manifest.json", &serde_json::to_vec(&manifest).unwrap())
-        .tar()
+    tar.file("manifest.json", &serde_json::to_vec(&manifest).unwrap()).tar()
 }
 
 /// The files of an OCI layout of one image, whose layer blobs are `blobs`.
@@ -197,14 +147,9 @@ pub fn oci(layers: &[Vec<u8>], blobs: &[Vec<u8>], name: &str) -> Oci {
         files.insert(format!("blobs/sha256/{}", digest.hex()), bytes);
         descriptor
     };
-    let config = add(
-        serde_json::to_vec(&config(layers)).unwrap(),
-        "application/vnd.oci.image.config.v1+json",
-    );
-    let layers: Vec<Value> = blobs
-        .iter()
-        .map(|blob| add(blob.clone(), "application/vnd.oci.image.layer.v1.tar+gzip"))
-        .collect();
+    let config = add(serde_json::to_vec(&config(layers)).unwrap(), "application/vnd.oci.image.config.v1+json");
+    let layers: Vec<Value> =
+        blobs.iter().map(|blob| add(blob.clone(), "application/vnd.oci.image.layer.v1.tar+gzip")).collect();
     let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
     let manifest_type = "application/vnd.oci.image.manifest.v1+json";
     let mut manifest = add(serde_json::to_vec(&manifest).unwrap(), manifest_type);
@@ -217,26 +162,14 @@ pub fn oci(layers: &[Vec<u8>], blobs: &[Vec<u8>], name: &str) -> Oci {
         "application/vnd.oci.image.index.v1+json",
     );
     index["annotations"] = json!({"org.opencontainers.image.ref.name": name});
-    files.insert(
-        "index.json".into(),
-        serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [index]})).unwrap(),
-    );
-    files.insert(
-        "oci-layout".into(),
-        br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
-    );
-    Oci {
-        files,
-        manifest: digest,
-    }
+    files.insert("index.json".into(), serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": [index]})).unwrap());
+    files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+    Oci { files, manifest: digest }
 }
 
 impl Oci {
     pub fn tar(&self) -> Vec<u8> {
-        self.files
-            .iter()
-            .fold(Layer::new(), |tar, (name, bytes)| tar.file(name, bytes))
-            .tar()
+        self.files.iter().fold(Layer::new(), |tar, (name, bytes)| tar.file(name, bytes)).tar()
     }
 
     pub fn write_to(&self, dir: &Path) {
@@ -303,25 +236,13 @@ impl Place {
 
 pub fn canary(outside: &Path) -> Vec<(String, String, u32)> {
     use std::os::unix::fs::MetadataExt;
-    let mut found = vec![(
-        ".".to_owned(),
-        String::new(),
-        fs::metadata(outside).unwrap().mode(),
-    )];
+    let mut found = vec![(".".to_owned(), String::new(), fs::metadata(outside).unwrap().mode())];
     for entry in fs::read_dir(outside).unwrap() {
         let entry = entry.unwrap();
         let content = fs::read_to_string(entry.path()).unwrap_or_default();
         let meta = entry.path().symlink_metadata().unwrap();
-        found.push((
-            entry.file_name().display().to_string(),
-            content,
-            meta.mode(),
-        ));
-        found.push((
-            format!("links of {}", entry.file_name().display()),
-            meta.nlink().to_string(),
-            meta.uid(),
-        ));
+        found.push((entry.file_name().display().to_string(), content, meta.mode()));
+        found.push((format!("links of {}", entry.file_name().display()), meta.nlink().to_string(), meta.uid()));
     }
     found.sort();
     found

@@ -20,26 +20,11 @@ impl Mounted {
             fs::create_dir(place.path(dir)).unwrap();
         }
         let layers = place.store.layers(image).unwrap();
-        let lower: Vec<String> = layers
-            .iter()
-            .rev()
-            .map(|path| path.display().to_string())
-            .collect();
+        let lower: Vec<String> = layers.iter().rev().map(|path| path.display().to_string()).collect();
         let (upper, work) = (place.path("upper"), place.path("work"));
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            lower.join(":"),
-            upper.display(),
-            work.display()
-        );
+        let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
         let options = CString::new(options).unwrap();
-        match mount(
-            "overlay",
-            &target,
-            "overlay",
-            MountFlags::empty(),
-            Some(options.as_c_str()),
-        ) {
+        match mount("overlay", &target, "overlay", MountFlags::empty(), Some(options.as_c_str())) {
             Ok(()) => Some(Self(target)),
             Err(error) => {
                 println!("UNTESTED: layers under a real overlay mount ({error})");
@@ -58,11 +43,7 @@ impl Mounted {
     }
 
     fn mode(&self, path: &str) -> u32 {
-        fs::symlink_metadata(self.0.join(path))
-            .unwrap()
-            .permissions()
-            .mode()
-            & 0o7777
+        fs::symlink_metadata(self.0.join(path)).unwrap().permissions().mode() & 0o7777
     }
 
     fn read(&self, path: impl AsRef<Path>) -> String {
@@ -93,25 +74,10 @@ fn whiteouts_links_and_attributes_survive_to_the_mount() {
         .dir("recreated", 0o755)
         .file("recreated/old", b"1")
         .dir("tmp", 0o1777)
-        .member(&Member {
-            path: "su",
-            mode: 0o4755,
-            owner: (7, 8),
-            data: b"#!",
-            ..Member::default()
-        })
-        .pax(&[
-            ("SCHILY.xattr.security.capability", CAPABILITY),
-            ("SCHILY.xattr.user.note", b"a\nb"),
-        ])
+        .member(&Member { path: "su", mode: 0o4755, owner: (7, 8), data: b"#!", ..Member::default() })
+        .pax(&[("SCHILY.xattr.security.capability", CAPABILITY), ("SCHILY.xattr.user.note", b"a\nb")])
         .file("capable", b"#!")
-        .member(&Member {
-            kind: b'2',
-            path: "link",
-            link: "/d/y",
-            owner: (9, 9),
-            ..Member::default()
-        })
+        .member(&Member { kind: b'2', path: "link", link: "/d/y", owner: (9, 9), ..Member::default() })
         .device(b'3', "null", (1, 3))
         .device(b'6', "pipe", (0, 0));
     let top = Layer::new()
@@ -128,66 +94,30 @@ fn whiteouts_links_and_attributes_survive_to_the_mount() {
         .file(".wh..wh.plnk", b"")
         .hardlink("y2", "d/y");
     let place = Place::new();
-    place
-        .store
-        .load(
-            docker_save(&[base.tar(), top.tar()], &["o:1"]).as_slice(),
-            &Limits::default(),
-        )
-        .unwrap();
+    place.store.load(docker_save(&[base.tar(), top.tar()], &["o:1"]).as_slice(), &Limits::default()).unwrap();
     let Some(merged) = Mounted::new(&place, "o:1") else {
         return;
     };
     assert_eq!(
         merged.names(""),
-        [
-            "capable",
-            "d",
-            "link",
-            "null",
-            "o",
-            "pipe",
-            "recreated",
-            "replaced",
-            "su",
-            "tmp",
-            "y2"
-        ]
+        ["capable", "d", "link", "null", "o", "pipe", "recreated", "replaced", "su", "tmp", "y2"]
     );
     assert_eq!(merged.names("d"), ["y"]);
     assert_eq!(merged.names("o"), ["2"]);
     assert_eq!(merged.names("recreated"), ["new"]);
     assert_eq!(merged.read("replaced"), "now a file");
     assert_eq!(merged.read("y2"), "y");
-    assert_eq!(
-        merged.mode("tmp"),
-        0o1777,
-        "a directory that the layer doesn't list keeps its mode"
-    );
+    assert_eq!(merged.mode("tmp"), 0o1777, "a directory that the layer doesn't list keeps its mode");
     assert_eq!(merged.mode("d"), 0o711);
     assert_eq!(merged.mode("su"), 0o4755);
     let su = fs::metadata(merged.0.join("su")).unwrap();
     assert_eq!((su.uid(), su.gid(), su.mtime()), (7, 8, 1_000_000));
-    assert_eq!(
-        fs::metadata(merged.0.join("recreated")).unwrap().mtime(),
-        1_000_000
-    );
+    assert_eq!(fs::metadata(merged.0.join("recreated")).unwrap().mtime(), 1_000_000);
     let link = fs::symlink_metadata(merged.0.join("link")).unwrap();
     assert_eq!((link.uid(), link.mtime()), (9, 1_000_000));
-    assert_eq!(
-        fs::read_link(merged.0.join("link")).unwrap(),
-        Path::new("/d/y")
-    );
-    assert!(
-        fs::metadata(merged.0.join("pipe"))
-            .unwrap()
-            .file_type()
-            .is_fifo()
-    );
-    assert_eq!(
-        fs::metadata(merged.0.join("null")).unwrap().rdev(),
-        rustix::fs::makedev(1, 3)
-    );
+    assert_eq!(fs::read_link(merged.0.join("link")).unwrap(), Path::new("/d/y"));
+    assert!(fs::metadata(merged.0.join("pipe")).unwrap().file_type().is_fifo());
+    assert_eq!(fs::metadata(merged.0.join("null")).unwrap().rdev(), rustix::fs::makedev(1, 3));
     let mut value = [0_u8; 64];
     for (name, expected) in [("security.capability", CAPABILITY), ("user.note", b"a\nb")] {
         let length = rustix::fs::getxattr(merged.0.join("capable"), name, &mut value).unwrap();
@@ -197,25 +127,10 @@ fn whiteouts_links_and_attributes_survive_to_the_mount() {
 
 #[test]
 fn an_opaque_root_hides_all_that_is_below() {
-    let base = Layer::new()
-        .file("a", b"1")
-        .dir("d", 0o755)
-        .file("d/old", b"1")
-        .file("b", b"1")
-        .tar();
-    let top = Layer::new()
-        .file("d/new", b"2")
-        .file(".wh..wh..opq", b"")
-        .file("b", b"2")
-        .tar();
+    let base = Layer::new().file("a", b"1").dir("d", 0o755).file("d/old", b"1").file("b", b"1").tar();
+    let top = Layer::new().file("d/new", b"2").file(".wh..wh..opq", b"").file("b", b"2").tar();
     let place = Place::new();
-    place
-        .store
-        .load(
-            docker_save(&[base, top], &["o:1"]).as_slice(),
-            &Limits::default(),
-        )
-        .unwrap();
+    place.store.load(docker_save(&[base, top], &["o:1"]).as_slice(), &Limits::default()).unwrap();
     let Some(merged) = Mounted::new(&place, "o:1") else {
         return;
     };
