@@ -16,7 +16,6 @@ use tonic::{Request, Response, Status};
 use crate::control::{Control, now_ns, raft_error, store_error};
 use crate::dispatch::Dispatcher;
 use crate::intake::Intake;
-use crate::peer::require_manager;
 use crate::store;
 
 /// How long a change of the group's members may take, catching up included.
@@ -35,7 +34,7 @@ impl peers_server::Peers for PeersService {
     type TaskLogsStream = Pin<Box<dyn futures::Stream<Item = Result<LogBatch, Status>> + Send>>;
 
     async fn join_raft(&self, request: Request<JoinRaftRequest>) -> Result<Response<Empty>, Status> {
-        let peer = require_manager(&request)?;
+        let peer = self.control.require_current_manager(&request)?;
         let request = request.into_inner();
         if peer.node_id != request.node_id {
             return Err(Status::permission_denied("a manager joins for itself only"));
@@ -68,7 +67,7 @@ impl peers_server::Peers for PeersService {
     }
 
     async fn leave_raft(&self, request: Request<LeaveRaftRequest>) -> Result<Response<Empty>, Status> {
-        let peer = require_manager(&request)?;
+        let peer = self.control.require_current_manager(&request)?;
         let request = request.into_inner();
         if peer.node_id != request.node_id {
             return Err(Status::permission_denied("a manager leaves for itself only"));
@@ -79,13 +78,13 @@ impl peers_server::Peers for PeersService {
     }
 
     async fn relay(&self, request: Request<RelayRequest>) -> Result<Response<RelayResponse>, Status> {
-        require_manager(&request)?;
+        self.control.require_current_manager(&request)?;
         self.intake.take(Instant::now(), request.into_inner()).await?;
         Ok(Response::new(RelayResponse {}))
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeResponse>, Status> {
-        require_manager(&request)?;
+        self.control.require_current_manager(&request)?;
         self.require_leader()?;
         let command = request.into_inner().command.unwrap_or_default();
         let reply =
@@ -94,7 +93,7 @@ impl peers_server::Peers for PeersService {
     }
 
     async fn task_logs(&self, request: Request<TaskLogsRequest>) -> Result<Response<Self::TaskLogsStream>, Status> {
-        require_manager(&request)?;
+        self.control.require_current_manager(&request)?;
         let lines = self.dispatcher.task_logs(request.into_inner()).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(lines))))
     }

@@ -288,7 +288,7 @@ fn injected(file: container::File) -> InjectedFile {
 }
 
 fn resources(task: &TaskAssignment) -> Resources {
-    let wanted = task.spec.as_ref().and_then(|s| s.resources.clone()).unwrap_or_default();
+    let wanted = task.spec.as_ref().and_then(|s| s.resources).unwrap_or_default();
     let limits = wanted.limits.unwrap_or_default();
     Resources {
         memory_bytes: u64::try_from(limits.memory_bytes).ok().filter(|b| *b > 0),

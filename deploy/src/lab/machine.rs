@@ -130,7 +130,6 @@ fn make_namespaces(hostname: &str, file: &Path) -> Result<()> {
     let _ = std::fs::remove_file(ready_file(file));
     nix::sched::unshare(
         CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWUTS
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWPID,
@@ -154,6 +153,8 @@ fn make_namespaces(hostname: &str, file: &Path) -> Result<()> {
 fn first_process(hostname: &str, file: &Path) -> Result<()> {
     use rustix::mount::{mount, mount_change};
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGCHLD])?;
+    // Only now: the process that started this one still has to read the host's `/proc`.
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     mount("proc", "/proc", "proc", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)?;
     rustix::system::sethostname(hostname.as_bytes())?;

@@ -21,10 +21,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use skep_proto::time::unix_ns;
-use skep_proto::v1::{Action, control_server};
+use skep_proto::v1::{Action, Role, control_server};
 use tonic::{Request, Response, Status};
 
 use crate::liveness::Liveness;
+use crate::peer::{Peer, require_manager};
 use crate::raft::{Dialer, Raft};
 use crate::store::{self, Store, View};
 
@@ -50,6 +51,19 @@ impl Control {
     /// The API over this manager's consensus and state.
     pub fn new(raft: Arc<Raft>, store: Arc<Store>, liveness: Arc<Liveness>, dialer: Arc<dyn Dialer>) -> Self {
         Self { raft, store, liveness, dialer }
+    }
+
+    /// The caller, if it holds a manager's certificate and the cluster still wants it to be one: a certificate outlives
+    /// a demotion. Not asked of consensus itself, where a member that is behind has to hear leaders it does not know.
+    pub(crate) fn require_current_manager<T>(&self, request: &Request<T>) -> Result<Peer, Status> {
+        let peer = require_manager(request)?;
+        let node = self.store.view().state.node(&peer.node_id);
+        match node.as_ref().and_then(|n| n.spec.as_ref()).map(skep_proto::v1::NodeSpec::role) {
+            Some(Role::Manager) => Ok(peer),
+            Some(Role::Worker) => Err(Status::permission_denied(format!("node {} is no manager any more", peer.node_id))),
+            // This manager may be behind, or the node was removed: another manager knows.
+            None => Err(Status::unavailable(format!("node {} is not known to this manager", peer.node_id))),
+        }
     }
 
     /// The state, known to be no older than the moment of the call.
@@ -79,7 +93,7 @@ macro_rules! control_calls {
                     &self,
                     request: Request<skep_proto::v1::$request>,
                 ) -> Result<Response<skep_proto::v1::$response>, Status> {
-                    route::authorise(&request)?;
+                    route::authorise(self, &request)?;
                     let hops = route::hops(&request);
                     #[allow(unused_mut, reason = "creations only are given an id")]
                     let mut message = request.into_inner();
@@ -107,7 +121,7 @@ macro_rules! control_calls {
                 &self,
                 request: Request<skep_proto::v1::WatchEventsRequest>,
             ) -> Result<Response<Self::WatchEventsStream>, Status> {
-                route::authorise(&request)?;
+                route::authorise(self, &request)?;
                 Ok(Response::new(events::watch(&self.store)))
             }
         }

@@ -23,7 +23,7 @@ pub(super) async fn get(control: &Control, request: GetRequest) -> Result<Node, 
 /// All nodes.
 pub(super) async fn list(control: &Control, _: ListNodesRequest) -> Result<ListNodesResponse, Status> {
     let view = control.current().await?;
-    Ok(ListNodesResponse { nodes: view.state.nodes().map(|n| show(control, &n)).collect() })
+    Ok(ListNodesResponse { nodes: view.state.nodes().map(|n| show(control, n)).collect() })
 }
 
 /// Changes the spec of a node.

@@ -10,7 +10,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::{CALL_DEADLINE, Control};
-use crate::peer::require_manager;
 use crate::raft::Leadership;
 
 /// Metadata key that counts how often a call was forwarded.
@@ -27,11 +26,11 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 pub struct InProcess;
 
 /// Refuses everybody but managers and this node itself.
-pub(super) fn authorise<T>(request: &Request<T>) -> Result<(), Status> {
+pub(super) fn authorise<T>(control: &Control, request: &Request<T>) -> Result<(), Status> {
     if request.extensions().get::<InProcess>().is_some() {
         return Ok(());
     }
-    require_manager(request).map(|_| ())
+    control.require_current_manager(request).map(|_| ())
 }
 
 /// How often the call was forwarded already.

@@ -146,7 +146,7 @@ impl Dispatcher {
             let subscription = LogSubscription {
                 id: id.clone(),
                 task_ids: tasks.iter().cloned().collect(),
-                options: request.options.clone(),
+                options: request.options,
             };
             let Some(session) = self.session_of(node_id) else { continue };
             let _ = session.to_worker.try_send(Ok(SessionMessage { kind: Some(Kind::Logs(subscription)) }));

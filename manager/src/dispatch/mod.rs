@@ -134,7 +134,7 @@ impl dispatcher_server::Dispatcher for DispatcherService {
             certificate_role: Some(peer.role.into()),
             ..NodeChange::default()
         };
-        this.relay.send(Item::Registration(change)).await?;
+        this.relay.send(Item::Registration(Box::new(change))).await?;
         let (to_worker, from_manager) = mpsc::channel(SESSION_QUEUE);
         let session = this.open(&peer.node_id, to_worker);
         let (owner, node_id) = (Arc::clone(this), peer.node_id);

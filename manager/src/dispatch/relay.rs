@@ -34,7 +34,7 @@ pub(crate) enum Item {
     /// A worker's word on one of its tasks.
     Status(TaskStatusReport),
     /// A node has opened a session.
-    Registration(NodeChange),
+    Registration(Box<NodeChange>),
 }
 
 /// The way in.
@@ -102,7 +102,7 @@ fn gather(batch: Vec<Item>) -> RelayRequest {
                 request.beats.push(beat);
             }
             Item::Status(report) => request.reports.push(report),
-            Item::Registration(change) => request.registrations.push(change),
+            Item::Registration(change) => request.registrations.push(*change),
         }
     }
     request

@@ -4,6 +4,7 @@
 //! Decides nothing about the product, and is never part of it. Must never touch the namespace of the test itself: everything
 //! happens in namespaces without names, which the kernel removes when their last descriptor closes, even after a crash.
 //! Called by the tests of the network rooms and by those across crates.
+#![forbid(unsafe_code)]
 
 mod absence;
 mod client;

@@ -1,3 +1,5 @@
+//! Round trips between the Engine API's objects and the cluster's messages.
+
 #![allow(clippy::unwrap_used, clippy::panic)]
 use proptest::prelude::*;
 use serde_json::json;

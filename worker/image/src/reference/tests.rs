@@ -1,3 +1,5 @@
+//! References as people write them, and what they mean.
+
 #![allow(clippy::unwrap_used)]
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Archives, whole and broken, as the reader sees them.
+
 #![allow(clippy::unwrap_used, clippy::panic)]
 use super::*;
 
