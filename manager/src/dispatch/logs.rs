@@ -18,6 +18,9 @@ const QUEUE: usize = 64;
 /// A worker that has not begun to answer by then counts as failed.
 const BEGIN_WITHIN: Duration = Duration::from_secs(5);
 
+/// How often an open subscription is looked after.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// A reader that takes nothing for this long loses its subscription.
 const READER_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -152,55 +155,50 @@ impl Dispatcher {
             let _ = session.to_worker.try_send(Ok(SessionMessage { kind: Some(Kind::Logs(subscription)) }));
         }
         let (owner, nodes) = (Arc::clone(self), by_node.into_keys().collect::<Vec<_>>());
+        let reader = {
+            let weak = reader.downgrade();
+            drop(reader);
+            weak
+        };
         self.tasks.spawn(async move { owner.watch_subscription(&id, &nodes, reader).await });
         Ok(lines)
     }
 
-    /// Fails workers that never begin, and tells all of them when the reader has gone.
-    async fn watch_subscription(&self, id: &str, nodes: &[String], reader: mpsc::Sender<Result<LogBatch, Status>>) {
-        tokio::select! {
-            () = reader.closed() => {}
-            () = self.stop.cancelled() => {}
-            () = tokio::time::sleep(BEGIN_WITHIN) => {
+    /// Fails workers that never begin, and tells all of them when the reader has gone. Holds the reader weakly: the last
+    /// worker to finish ends the stream at once.
+    async fn watch_subscription(
+        &self,
+        id: &str,
+        nodes: &[String],
+        reader: mpsc::WeakSender<Result<LogBatch, Status>>,
+    ) {
+        let begin_until = tokio::time::Instant::now() + BEGIN_WITHIN;
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.stop.cancelled() => return,
+            }
+            if !self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id) {
+                return;
+            }
+            if reader.upgrade().is_none_or(|r| r.is_closed()) {
+                break;
+            }
+            if tokio::time::Instant::now() > begin_until {
                 self.subscriptions.fail(
                     |this, pending, begun| {
                         (this == id).then(|| pending.keys().find(|n| !begun.contains(*n)).cloned()).flatten()
                     },
                     "the node did not answer within 5 s",
                 );
-                // The map holds the other sender: once it is gone, the stream ends by itself.
-                let followed = self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id);
-                if !followed {
-                    return;
-                }
-                let gone = reader.downgrade();
-                drop(reader);
-                self.wait_until_unread(id, gone).await;
             }
         }
-        let left = self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id).is_some();
-        if !left {
-            return;
-        }
+        self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         for node_id in nodes {
             if let Some(session) = self.session_of(node_id) {
                 let close = SessionMessage { kind: Some(Kind::CloseLogSubscriptionId(id.to_owned())) };
                 let _ = session.to_worker.try_send(Ok(close));
-            }
-        }
-    }
-
-    /// Waits until the reader of a followed subscription goes away or all workers have finished.
-    async fn wait_until_unread(&self, id: &str, reader: mpsc::WeakSender<Result<LogBatch, Status>>) {
-        let mut tick = tokio::time::interval(Duration::from_millis(500));
-        loop {
-            tokio::select! {
-                _ = tick.tick() => {}
-                () = self.stop.cancelled() => return,
-            }
-            let open = self.subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id);
-            if !open || reader.upgrade().is_none_or(|r| r.is_closed()) {
-                return;
             }
         }
     }
