@@ -129,10 +129,7 @@ pub fn init_main(args: &[String]) -> Result<()> {
 fn make_namespaces(hostname: &str, file: &Path) -> Result<()> {
     let _ = std::fs::remove_file(ready_file(file));
     nix::sched::unshare(
-        CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWIPC
-            | CloneFlags::CLONE_NEWPID,
+        CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWPID,
     )
     .context("namespaces can't be made; are you root?")?;
     let child = Command::new(std::env::current_exe()?)

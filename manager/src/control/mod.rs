@@ -60,7 +60,9 @@ impl Control {
         let node = self.store.view().state.node(&peer.node_id);
         match node.as_ref().and_then(|n| n.spec.as_ref()).map(skep_proto::v1::NodeSpec::role) {
             Some(Role::Manager) => Ok(peer),
-            Some(Role::Worker) => Err(Status::permission_denied(format!("node {} is no manager any more", peer.node_id))),
+            Some(Role::Worker) => {
+                Err(Status::permission_denied(format!("node {} is no manager any more", peer.node_id)))
+            }
             // This manager may be behind, or the node was removed: another manager knows.
             None => Err(Status::unavailable(format!("node {} is not known to this manager", peer.node_id))),
         }

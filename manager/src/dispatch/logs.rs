@@ -146,11 +146,8 @@ impl Dispatcher {
             open.insert(id.clone(), Open { reader: reader.clone(), pending: by_node.clone(), begun: BTreeSet::new() });
         }
         for (node_id, tasks) in &by_node {
-            let subscription = LogSubscription {
-                id: id.clone(),
-                task_ids: tasks.iter().cloned().collect(),
-                options: request.options,
-            };
+            let subscription =
+                LogSubscription { id: id.clone(), task_ids: tasks.iter().cloned().collect(), options: request.options };
             let Some(session) = self.session_of(node_id) else { continue };
             let _ = session.to_worker.try_send(Ok(SessionMessage { kind: Some(Kind::Logs(subscription)) }));
         }
@@ -166,12 +163,7 @@ impl Dispatcher {
 
     /// Fails workers that never begin, and tells all of them when the reader has gone. Holds the reader weakly: the last
     /// worker to finish ends the stream at once.
-    async fn watch_subscription(
-        &self,
-        id: &str,
-        nodes: &[String],
-        reader: mpsc::WeakSender<Result<LogBatch, Status>>,
-    ) {
+    async fn watch_subscription(&self, id: &str, nodes: &[String], reader: mpsc::WeakSender<Result<LogBatch, Status>>) {
         let begin_until = tokio::time::Instant::now() + BEGIN_WITHIN;
         let mut tick = tokio::time::interval(LOOK_EVERY);
         loop {

@@ -1,5 +1,5 @@
 //! Sessions with workers. Every manager serves them from its own applied state; what workers report goes to the leader
-//! through the [`relay`].
+//! through the relay.
 //!
 //! Never decides what runs where: it shows each node its part of the state (`skep_plan::assignment`) and passes words
 //! on. Callers: workers over gRPC, with a certificate of either role; a node speaks for itself only.
