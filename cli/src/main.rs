@@ -1,6 +1,7 @@
 //! `skep`: the command line. Reads what the user wants, asks a node's Engine API, prints the answer; `skep daemon` is
 //! the node itself. One file holds one group of verbs; it decides nothing that the API could decide.
 #![forbid(unsafe_code)]
+#![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, reason = "doc comments are the help texts")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "output belongs to the command line")]
 
 mod client;

@@ -34,7 +34,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(30);
 const CERTIFICATE_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait before a change of role is tried again.
 const ROLE_RETRY: Duration = Duration::from_secs(1);
-/// How long a manager that finds itself in no group waits before it asks to be taken in.
+/// How often a manager looks whether it is in the group.
 const LEADER_KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a member is made of.
@@ -83,8 +83,10 @@ impl Member {
         listener: Option<TcpListener>,
         beginning: Beginning,
     ) -> Result<Arc<Self>> {
+        let gateway = parts.config.gateway_subnet.parse().context("gateway-subnet")?;
         let subject = identity.current().subject.clone();
         let managers = known_managers(&membership, subject.role);
+        let joined = matches!(beginning, Beginning::Join);
         let running = match subject.role {
             Role::Manager => Some(start_manager(&parts.config, &identity, &membership, listener, beginning).await?),
             Role::Worker => None,
@@ -94,7 +96,7 @@ impl Member {
             run_dir: parts.config.run_dir.clone(),
             netns_dir: parts.config.run_dir.join("net").join("netns"),
             underlay: Underlay { address: membership.addresses.data_path, port: VXLAN_PORT, mtu: 0 },
-            gateway: parts.config.gateway_subnet.parse().context("gateway-subnet")?,
+            gateway,
             resolvers: parts.machine.resolvers.clone(),
             search: parts.machine.search.clone(),
             description: parts.machine.description(&parts.config, membership.addresses.data_path),
@@ -105,7 +107,19 @@ impl Member {
             runtime: parts.runtime,
             net: skep_worker::netdrv::Config::new(parts.config.run_dir.join("net")),
         };
-        let worker = Worker::start(worker_config, rooms, Arc::new(Dial(Dialer::new(identity.clone())))).await?;
+        let worker = match Worker::start(worker_config, rooms, Arc::new(Dial(Dialer::new(identity.clone())))).await {
+            Ok(worker) => worker,
+            Err(error) => {
+                // A voter that vanishes would count against the others' quorum for ever.
+                if let Some(running) = running {
+                    if joined && let Err(error) = running.manager.leave().await {
+                        tracing::warn!(error = %error, "the other managers still count on this one; remove it there");
+                    }
+                    running.shutdown().await;
+                }
+                return Err(error.into());
+            }
+        };
         let member = Arc::new(Self {
             identity,
             membership: RwLock::new(membership),
@@ -121,7 +135,8 @@ impl Member {
 
     /// The tasks that keep a member what it should be: fresh certificate, right role, known managers.
     fn spawn_keepers(self: &Arc<Self>) {
-        let keepers: [futures::future::BoxFuture<'static, ()>; 3] = [
+        let keepers: [futures::future::BoxFuture<'static, ()>; 4] = [
+            Box::pin(Arc::clone(self).keep_admitted()),
             Box::pin(Arc::clone(self).keep_certificate()),
             Box::pin(Arc::clone(self).keep_role()),
             Box::pin(Arc::clone(self).keep_managers()),
@@ -137,6 +152,25 @@ impl Member {
     async fn keep_certificate(self: Arc<Self>) {
         let managers = self.worker.managers();
         identity::renew(self.identity.clone(), move || managers.borrow().clone(), self.stop.clone()).await;
+    }
+
+    /// A daemon that died between its start as a manager and its admission finds itself in no group, and asks again.
+    async fn keep_admitted(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LEADER_KNOWN_WITHIN).await;
+            let Some(manager) = self.manager() else { continue };
+            let membership = self.membership();
+            let own = membership.addresses.advertise.to_string();
+            let others: Vec<String> = membership.managers.iter().filter(|m| **m != own).cloned().collect();
+            let admitted = manager.raft().members().iter().any(|m| m.id == membership.raft_id);
+            if admitted || others.is_empty() {
+                continue;
+            }
+            match manager.join(&others).await {
+                Ok(()) => tracing::info!("this manager was taken into the group"),
+                Err(error) => tracing::warn!(error = %error, "this manager is not in the group yet"),
+            }
+        }
     }
 
     /// Makes a manager of this node, or takes that away, as the managers want it.
@@ -161,6 +195,12 @@ impl Member {
     }
 
     async fn change_role(&self, wanted: Role) -> Result<()> {
+        if wanted == Role::Worker
+            && let Some(manager) = self.manager()
+        {
+            // Out of the group first: a refusal, because the rest would have no quorum, leaves this manager what it is.
+            manager.leave().await?;
+        }
         let mut identity = self.identity.watch();
         if identity.borrow_and_update().subject.role != wanted {
             self.identity.renew_now();
@@ -336,19 +376,8 @@ async fn begin(manager: &Manager, membership: &Membership, beginning: Beginning)
     match beginning {
         Beginning::Found(first) => manager.bootstrap(first).await?,
         Beginning::Join => manager.join(&membership.managers).await?,
-        Beginning::Resume => {
-            let manager = manager.clone();
-            let others = membership.managers.clone();
-            let own = membership.addresses.advertise.to_string();
-            let others: Vec<String> = others.into_iter().filter(|m| *m != own).collect();
-            // A daemon that died between its start and its admission finds itself in no group. Asking is harmless for
-            // one that is in it, so it is asked only when no leader shows.
-            let mut leadership = manager.raft().leadership();
-            let known = leadership.wait_for(|l| l.leader.is_some());
-            if tokio::time::timeout(LEADER_KNOWN_WITHIN, known).await.is_err() && !others.is_empty() {
-                tracing::info!("no leader is known yet; the node goes on and keeps looking");
-            }
-        }
+        // Whether it is in the group yet, `keep_admitted` looks after.
+        Beginning::Resume => {}
     }
     Ok(())
 }

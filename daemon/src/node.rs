@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use skep_image::Store;
@@ -15,6 +15,7 @@ use skep_proto::time::unix_ns;
 use skep_proto::v1::{LogOptions, Role, TaskAssignment, TaskStatus};
 use skep_runtime::Runtime;
 use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
 
 use crate::addresses::{self, Addresses};
 use crate::api::backend::{Failure, Init, Join, SwarmFacts, SwarmState};
@@ -24,9 +25,6 @@ use crate::identity::{self, Clock, Holder, Identity, JoinError};
 use crate::machine::{self, Machine};
 use crate::member::{self, Beginning, Member, Parts};
 use crate::membership::{self, Membership};
-
-/// How long joining may take in all.
-const JOIN_WITHIN: Duration = Duration::from_secs(60);
 
 /// One node.
 pub(crate) struct Node {
@@ -41,6 +39,8 @@ pub(crate) struct Node {
     broken: RwLock<Option<String>>,
     /// Founding, joining and leaving exclude each other.
     changing: Mutex<()>,
+    /// Founding, joining and leaving that are under way: they go on when the client that asked has gone.
+    changes: TaskTracker,
 }
 
 impl Node {
@@ -68,6 +68,7 @@ impl Node {
             member: RwLock::new(None),
             broken: RwLock::new(None),
             changing: Mutex::new(()),
+            changes: TaskTracker::new(),
         }))
     }
 
@@ -112,6 +113,17 @@ impl Node {
         *self.member.write().unwrap_or_else(PoisonError::into_inner) = Some(member);
         *self.broken.write().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
+    }
+
+    /// Runs a change of membership to its end, whether or not anybody waits for it.
+    pub(crate) async fn to_the_end<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        match self.changes.spawn(change).await {
+            Ok(done) => done,
+            Err(error) => Err(Failure::Internal(format!("the change of membership failed: {error}"))),
+        }
     }
 
     // ---- swarm --------------------------------------------------------------------------------------------------
@@ -170,13 +182,7 @@ impl Node {
             Role::Worker => None,
         };
         let membership = Membership { addresses, raft_id: raft_id(), managers: remotes };
-        let entered = self.enter_new(identity, membership, listener, Beginning::Join);
-        match tokio::time::timeout(JOIN_WITHIN, entered).await {
-            Ok(entered) => entered.map_err(internal),
-            Err(_) => {
-                Err(Failure::Internal("joining took longer than 60 s; \"info\" shows how far it came".to_owned()))
-            }
-        }
+        self.enter_new(identity, membership, listener, Beginning::Join).await.map_err(internal)
     }
 
     /// Asks one manager after the other for a certificate.
@@ -208,6 +214,7 @@ impl Node {
         listener: Option<tokio::net::TcpListener>,
         beginning: Beginning,
     ) -> Result<()> {
+        let _ = std::fs::remove_file(self.config.run_dir.join("assignments"));
         identity.save(&self.identity_dir())?;
         membership::save(&self.config.data_dir, &membership)?;
         let entered = self.enter(self.holder(identity), membership, listener, beginning).await;
@@ -236,8 +243,13 @@ impl Node {
         {
             return Err(Failure::Unavailable(leave_warning(manager.other_managers().len())));
         }
+        let left = member.leave().await;
         *self.member.write().unwrap_or_else(PoisonError::into_inner) = None;
-        member.leave().await.map_err(internal)
+        if let Err(error) = &left {
+            let why = format!("leaving did not succeed wholly: {error:#}");
+            *self.broken.write().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        }
+        left.map_err(internal)
     }
 
     fn forget_broken(&self) -> Result<(), Failure> {
@@ -245,6 +257,8 @@ impl Node {
         for dir in ["raft", "identity"] {
             let _ = std::fs::remove_dir_all(self.config.data_dir.join(dir));
         }
+        // What an old cluster assigned has generations that a new one would have to outgrow.
+        let _ = std::fs::remove_file(self.config.run_dir.join("assignments"));
         *self.broken.write().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! into the log, and only if they are news.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use skep_proto::v1::{Action, NodeChange, RelayRequest, TaskChange, TaskStatusReport, action};
@@ -22,6 +23,8 @@ pub(crate) struct Intake {
     pub(crate) raft: Arc<Raft>,
     pub(crate) store: Arc<Store>,
     pub(crate) liveness: Arc<Liveness>,
+    /// The term in which this leader is known to have caught up.
+    pub(crate) caught_up: AtomicU64,
 }
 
 impl Intake {
@@ -29,6 +32,13 @@ impl Intake {
     pub(crate) async fn take(&self, now: Instant, request: RelayRequest) -> Result<(), Status> {
         if !self.raft.leadership().borrow().is_self {
             return Err(Status::unavailable("this manager does not lead"));
+        }
+        // A new leader that has not applied all that its predecessors committed would take a report of a new task for
+        // one of an unknown task, and lose it.
+        let term = self.raft.leadership().borrow().term;
+        if self.caught_up.load(Ordering::Acquire) != term {
+            self.raft.read_barrier(DEADLINE).await.map_err(crate::control::raft_error)?;
+            self.caught_up.store(term, Ordering::Release);
         }
         let actions = news(&self.store.view().state, request.reports, request.registrations);
         if !actions.is_empty() {

@@ -18,6 +18,8 @@ use crate::store;
 const GATHER: Duration = Duration::from_millis(2);
 /// A round happens at least this often: silent nodes make no noise.
 const AT_LEAST: Duration = Duration::from_millis(250);
+/// A demotion that was refused is tried again this often.
+const DEMOTE_AGAIN: Duration = Duration::from_secs(1);
 /// How long the proposals of one round may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -31,7 +33,6 @@ pub(crate) async fn run(control: Control, stop: CancellationToken) {
         }
         let term = leadership.borrow().term;
         tracing::info!(raft.term = term, "leadership begins");
-        control.liveness.reset(Instant::now());
         tokio::select! {
             () = lead(&control) => {}
             _ = leadership.wait_for(|l| !l.is_self) => {}
@@ -42,6 +43,29 @@ pub(crate) async fn run(control: Control, stop: CancellationToken) {
 }
 
 async fn lead(control: &Control) {
+    // Decide nothing before everything that is committed is applied here.
+    while let Err(error) = control.raft.read_barrier(DEADLINE).await {
+        tracing::debug!(error = %error, "leadership is not confirmed yet");
+    }
+    control.liveness.reset(Instant::now());
+    tokio::join!(rounds(control), demotions(control));
+}
+
+/// Takes managers whose role was taken away out of the group. Beside the rounds: it may wait for a member to catch up.
+async fn demotions(control: &Control) {
+    let mut applied = control.store.applied();
+    loop {
+        applied.borrow_and_update();
+        demote(control, &control.store.view()).await;
+        tokio::select! {
+            _ = applied.changed() => {}
+            () = tokio::time::sleep(DEMOTE_AGAIN) => {}
+        }
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+async fn rounds(control: &Control) {
     let mut applied = control.store.applied();
     let mut beats = control.liveness.changed();
     loop {
@@ -102,7 +126,6 @@ async fn round(control: &Control) -> Result<Duration, store::Error> {
             );
         }
     }
-    demote(control, &view).await;
     let wake = plan.next_wake_ns.map_or(AT_LEAST, |at| skep_proto::time::duration(at.saturating_sub(now)));
     Ok(wake)
 }

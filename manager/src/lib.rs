@@ -106,7 +106,8 @@ impl Manager {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let control = Control::new(Arc::clone(&raft), Arc::clone(&store), Arc::clone(&liveness), Arc::clone(&dialer));
-        let intake = Arc::new(Intake { raft: Arc::clone(&raft), store: Arc::clone(&store), liveness });
+        let intake =
+            Arc::new(Intake { raft: Arc::clone(&raft), store: Arc::clone(&store), liveness, caught_up: 0.into() });
         let (relay, items) = relay::queue();
         tasks.spawn(relay::run(items, Arc::clone(&raft), dialer, Arc::clone(&intake), stop.clone()));
         tasks.spawn(leader::run(control.clone(), stop.clone()));

@@ -42,8 +42,14 @@ impl Liveness {
         for beat in beats {
             let before = seen.get(&beat.node_id).copied();
             let acknowledged = beat.applied_generation.max(before.map_or(0, |b| b.acknowledged));
+            let at = match before {
+                _ if beat.heard => now,
+                Some(before) => before.at,
+                // Nobody has heard of it yet: its manager's book is no sign of life.
+                None => continue,
+            };
             news |= before.is_none_or(|b| b.acknowledged != acknowledged);
-            seen.insert(beat.node_id.clone(), Seen { at: now, acknowledged });
+            seen.insert(beat.node_id.clone(), Seen { at, acknowledged });
         }
         drop(seen);
         if news {
@@ -83,7 +89,7 @@ mod tests {
     use super::*;
 
     fn beat(node: &str, generation: u64) -> NodeBeat {
-        NodeBeat { node_id: node.into(), applied_generation: generation }
+        NodeBeat { node_id: node.into(), applied_generation: generation, heard: true }
     }
 
     #[test]
@@ -94,6 +100,10 @@ mod tests {
         liveness.note(start + Duration::from_secs(1), &[beat("a", 7)]);
         liveness.note(start + Duration::from_secs(2), &[beat("a", 5)]);
         assert_eq!(liveness.acknowledged().get("a"), Some(&7));
+        // A book that moves is no sign of life.
+        let unheard = |node: &str| NodeBeat { heard: false, ..beat(node, 9) };
+        liveness.note(start + Duration::from_secs(4), &[unheard("a"), unheard("b")]);
+        assert_eq!(liveness.acknowledged().get("a"), Some(&9));
         let silence = liveness.silence(start + Duration::from_secs(5), ["a", "b"].into_iter());
         assert_eq!(silence["a"], Duration::from_secs(3));
         assert_eq!(silence["b"], Duration::from_secs(5));

@@ -16,6 +16,8 @@ use tonic::{Request, Response, Status};
 use crate::control::{Control, now_ns, raft_error, store_error};
 use crate::dispatch::Dispatcher;
 use crate::intake::Intake;
+use crate::peer::require_manager;
+use crate::raft;
 use crate::store;
 
 /// How long a change of the group's members may take, catching up included.
@@ -67,7 +69,8 @@ impl peers_server::Peers for PeersService {
     }
 
     async fn leave_raft(&self, request: Request<LeaveRaftRequest>) -> Result<Response<Empty>, Status> {
-        let peer = self.control.require_current_manager(&request)?;
+        // Also one whose role was taken away already: that is when it leaves.
+        let peer = require_manager(&request)?;
         let request = request.into_inner();
         if peer.node_id != request.node_id {
             return Err(Status::permission_denied("a manager leaves for itself only"));
@@ -113,10 +116,12 @@ impl PeersService {
 pub(crate) async fn remove_member(control: &Control, node_id: &str) -> Result<(), Status> {
     let view = control.store.view();
     let Some(manager) = view.state.node(node_id).and_then(|n| n.manager.clone()) else { return Ok(()) };
-    tokio::time::timeout(MEMBERSHIP_DEADLINE, control.raft.remove_member(manager.raft_id))
-        .await
-        .map_err(|_| Status::deadline_exceeded("the change of members did not finish within 30 s"))?
-        .map_err(raft_error)?;
+    match tokio::time::timeout(MEMBERSHIP_DEADLINE, control.raft.remove_member(manager.raft_id)).await {
+        // Out already: an earlier try came that far.
+        Ok(Ok(()) | Err(raft::Error::UnknownMember { .. })) => {}
+        Ok(Err(error)) => return Err(raft_error(error)),
+        Err(_) => return Err(Status::deadline_exceeded("the change of members did not finish within 30 s")),
+    }
     let change = NodeChange { id: node_id.to_owned(), clear_manager: true, ..NodeChange::default() };
     let action = Action { kind: Some(Kind::Node(change)) };
     store::propose(&control.raft, now_ns(), vec![action], MEMBERSHIP_DEADLINE).await.map_err(store_error)?;

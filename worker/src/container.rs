@@ -10,6 +10,9 @@ use skep_task::Failure;
 
 use crate::assignments::Assignments;
 
+/// Label under which a container's record keeps the id of its image: a tag may name another image tomorrow.
+pub const IMAGE_LABEL: &str = "io.skep.image.id";
+
 /// Grace period between the stop signal and the kill, unless the spec says otherwise.
 const DEFAULT_GRACE_NS: i64 = 10_000_000_000;
 

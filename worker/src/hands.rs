@@ -73,6 +73,10 @@ impl NodeHands {
         let (store, id) = (Arc::clone(&self.images), image.id.clone());
         let layers = tokio::task::spawn_blocking(move || store.layers(&id)).await.map_err(|e| failed(e.to_string()))?;
         let layers = layers.map_err(|e| failed(format!("layers of image {}: {e}", wanted.image)))?;
+        // Secrets are not kept on disk: after a restart they come with the first words of a manager.
+        let mut assignments = self.assignments.clone();
+        let delivered = assignments.wait_for(|a| container::files(a, wanted).is_ok());
+        let _ = tokio::time::timeout(WIRES_WITHIN, delivered).await;
         let files = container::files(&self.assignments.borrow(), wanted)?;
         let environment = template(&process.env, own, task);
         Ok(ContainerSpec {
@@ -99,7 +103,10 @@ impl NodeHands {
             sysctls: wanted.sysctls.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
             ulimits: wanted.ulimits.iter().map(ulimit).collect(),
             oom_score_adj: i32::try_from(wanted.oom_score_adj).unwrap_or(0),
-            labels: container::labels(own, task, wanted).into_iter().collect(),
+            labels: container::labels(own, task, wanted)
+                .into_iter()
+                .chain([(container::IMAGE_LABEL.to_owned(), image.id)])
+                .collect(),
             log: log_options(task),
             seccomp: if wanted.privileges.as_ref().is_some_and(|p| p.seccomp_unconfined) {
                 Seccomp::Unconfined
@@ -196,6 +203,7 @@ impl Hands for NodeHands {
     }
 
     async fn close_sandbox(&self, task_id: &str) -> Result<(), Failure> {
+        self.resolved.write().unwrap_or_else(PoisonError::into_inner).remove(task_id);
         self.sandboxes.send_if_modified(|open| {
             let before = open.len();
             open.retain(|id| id != task_id);

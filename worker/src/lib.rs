@@ -15,7 +15,9 @@ mod supervise;
 pub mod wires;
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -418,6 +420,8 @@ fn remember(file: &std::path::Path, assignments: &Assignments) -> std::io::Resul
     let mut change = assignments.to_change();
     change.put.retain(|item| !matches!(item.kind, Some(Kind::Secret(_))));
     let temporary = file.with_extension("new");
-    std::fs::write(&temporary, change.encode_to_vec())?;
+    // Environments and configs are nobody else's business.
+    let mut out = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+    out.write_all(&change.encode_to_vec())?;
     std::fs::rename(temporary, file)
 }

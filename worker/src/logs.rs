@@ -36,7 +36,11 @@ pub(crate) async fn publish(
     let id = subscription.id.clone();
     // The call returns when the manager has all, so it runs beside what feeds it.
     let call = client.publish_logs(ReceiverStream::new(batches));
-    let feed = feed(source, subscription, out);
+    let feed = async {
+        let gone = out.clone();
+        // A quiet task that is followed would never notice that nobody listens.
+        tokio::select! { () = feed(source, subscription, out) => {}, () = gone.closed() => {} }
+    };
     let (answer, ()) = tokio::join!(call, feed);
     if let Err(status) = answer {
         tracing::debug!(subscription.id = id, error = status.message(), "log stream ended early");

@@ -23,6 +23,9 @@ use crate::statuses::Statuses;
 const RETRY: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
+/// Characters of an error that managers are told; they refuse statuses over 8 KiB.
+const MAX_ERROR: usize = 1024;
+
 /// What a supervisor needs done. Every call may be repeated; none blocks for ever.
 pub(crate) trait Hands: Send + Sync + 'static {
     /// What is there already of a task.
@@ -200,6 +203,10 @@ impl<H: Hands> Supervisor<'_, H> {
                     pause = (pause * 2).min(RETRY_MAX);
                 }
                 Err(failure) => {
+                    if command == Command::CreateContainer {
+                        // Half of it may be there, or still being made; removing is right in any case.
+                        facts.container = Container::Created;
+                    }
                     tracing::info!(task.id = self.id, command = ?command, error = failure.message, "task failed");
                     facts.failure = Some(failure);
                 }
@@ -286,6 +293,7 @@ fn status(id: &str, state: TaskState, facts: &Facts, pid: i32) -> TaskStatus {
         _ => String::new(),
     };
     let made = !matches!(facts.container, Container::Absent);
+    let error: String = error.chars().take(MAX_ERROR).collect();
     TaskStatus {
         at_ns: unix_ns(SystemTime::now()),
         state: state.into(),

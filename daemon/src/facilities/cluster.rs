@@ -21,14 +21,15 @@ impl Cluster for ClusterFacility {
     }
 
     async fn init(&self, request: Init) -> Result<String, Failure> {
-        Arc::clone(&self.0).init(request).await
+        self.0.to_the_end(Arc::clone(&self.0).init(request)).await
     }
 
     async fn join(&self, request: Join) -> Result<(), Failure> {
-        Arc::clone(&self.0).join(request).await
+        self.0.to_the_end(Arc::clone(&self.0).join(request)).await
     }
 
     async fn leave(&self, force: bool) -> Result<(), Failure> {
-        self.0.leave(force).await
+        let node = Arc::clone(&self.0);
+        self.0.to_the_end(async move { node.leave(force).await }).await
     }
 }

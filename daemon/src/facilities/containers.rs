@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use skep_proto::v1::{LogBatch, LogOptions, PublishMode, TaskAssignment, TaskState, TaskStatus};
 use skep_runtime::{Runtime, State};
+use skep_worker::container::IMAGE_LABEL;
 use tokio_stream::StreamExt;
 
 use crate::api::backend::{BoxStream, Container, ContainerNetwork, ContainerState, Containers, Failure, Stats};
@@ -96,7 +97,7 @@ impl ContainersFacility {
             image_id: self.node.image_id(&spec.image).await,
             command: made.args,
             created_ns: nanoseconds(record.created_at),
-            labels: record.labels.into_iter().collect(),
+            labels: record.labels.into_iter().filter(|(name, _)| name != IMAGE_LABEL).collect(),
             env: made.env,
             user: made.user,
             working_dir: made.cwd,

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
 use skep_image::{Limits, Store};
+use skep_worker::container::IMAGE_LABEL;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -91,7 +92,7 @@ impl Images for ImagesFacility {
     }
 
     async fn remove(&self, name: &str, force: bool) -> Result<Vec<Removed>, Failure> {
-        let (name, in_use) = (name.to_owned(), self.images_in_use().await);
+        let (name, in_use) = (name.to_owned(), self.images_in_use().await?);
         let removed = self.blocking(move |store| store.remove(&name, force, &in_use)).await?;
         Ok(removed
             .into_iter()
@@ -104,13 +105,21 @@ impl Images for ImagesFacility {
 }
 
 impl ImagesFacility {
-    /// Ids of images that this node's tasks run from.
-    async fn images_in_use(&self) -> HashSet<String> {
-        let names: HashSet<String> =
-            self.node.local_tasks().into_iter().filter_map(|(task, _)| Some(task.spec?.container?.image)).collect();
-        self.blocking(move |store| Ok(names.iter().filter_map(|n| store.resolve(n).ok()).map(|i| i.id).collect()))
-            .await
-            .unwrap_or_default()
+    /// Ids of the images that containers of this node were made from, those that have ended included.
+    async fn images_in_use(&self) -> Result<HashSet<String>, Failure> {
+        let runtime = self.node.runtime();
+        let unreadable = |e: skep_runtime::Error| Failure::Internal(format!("containers can't be listed: {e}"));
+        let mut in_use = HashSet::new();
+        for id in runtime.list().await.map_err(unreadable)? {
+            let record = match runtime.inspect(&id).await {
+                Ok(record) => record,
+                // Gone meanwhile, or only being made: then its layers are not mounted yet.
+                Err(skep_runtime::Error::NotFound(_) | skep_runtime::Error::Busy(_)) => continue,
+                Err(error) => return Err(unreadable(error)),
+            };
+            in_use.extend(record.labels.into_iter().filter(|(name, _)| name == IMAGE_LABEL).map(|(_, id)| id));
+        }
+        Ok(in_use)
     }
 }
 

@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prost::Message;
 use skep_proto::v1::{
     NodeBeat, NodeChange, NodeState, NodeStatus, PublishLogsRequest, PublishLogsResponse, ReportRequest,
     ReportResponse, SessionMessage, SessionRequest, TaskStatusReport, dispatcher_server,
@@ -35,6 +36,12 @@ const SESSION_QUEUE: usize = 64;
 
 /// Tasks whose status one report may carry.
 const MAX_REPORTS: usize = 10_000;
+
+/// Bytes of a node's description: host name, labels, addresses.
+const MAX_DESCRIPTION: usize = 64 * 1024;
+
+/// Bytes of one task's status; its error text is the largest part.
+const MAX_STATUS: usize = 8 * 1024;
 
 /// A node that has just been given its certificate by the leader may be news to this manager.
 const NODE_APPEARS_WITHIN: Duration = Duration::from_secs(3);
@@ -103,9 +110,9 @@ impl Dispatcher {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         if sessions.get(node_id).is_some_and(|s| s.id == session.id) {
             sessions.remove(node_id);
+            drop(sessions);
+            self.subscriptions.node_left(node_id);
         }
-        drop(sessions);
-        self.subscriptions.node_left(node_id);
     }
 }
 
@@ -123,6 +130,9 @@ impl dispatcher_server::Dispatcher for DispatcherService {
         let this = &self.0;
         wait_for_node(&this.store, &peer.node_id).await?;
         let message = request.into_inner();
+        if message.description.as_ref().is_some_and(|d| d.encoded_len() > MAX_DESCRIPTION) {
+            return Err(Status::invalid_argument(format!("a node's description has {MAX_DESCRIPTION} bytes at most")));
+        }
         let change = NodeChange {
             id: peer.node_id.clone(),
             description: message.description,
@@ -156,6 +166,9 @@ impl dispatcher_server::Dispatcher for DispatcherService {
         if message.statuses.len() > MAX_REPORTS {
             return Err(Status::invalid_argument(format!("a report carries {MAX_REPORTS} tasks at most")));
         }
+        if message.statuses.iter().any(|s| s.encoded_len() > MAX_STATUS) {
+            return Err(Status::invalid_argument(format!("a task's status has {MAX_STATUS} bytes at most")));
+        }
         let acknowledged = session
             .acknowledged
             .lock()
@@ -165,7 +178,7 @@ impl dispatcher_server::Dispatcher for DispatcherService {
         for report in message.statuses {
             self.0.relay.send(Item::Status(TaskStatusReport { node_id: peer.node_id.clone(), ..report })).await?;
         }
-        let beat = NodeBeat { node_id: peer.node_id, applied_generation: acknowledged };
+        let beat = NodeBeat { node_id: peer.node_id, applied_generation: acknowledged, heard: true };
         self.0.relay.send(Item::Beat(beat)).await?;
         Ok(Response::new(ReportResponse {}))
     }

@@ -5,14 +5,14 @@
 //! leader has it, so that a status is lost only together with the manager, and then the worker opens a new session and
 //! reports everything anew.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use skep_proto::v1::peers_client::PeersClient;
 use skep_proto::v1::{NodeBeat, NodeChange, RelayRequest, TaskStatusReport};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::intake::Intake;
 use crate::raft::{Dialer, Raft};
@@ -23,6 +23,8 @@ const QUEUE: usize = 8192;
 const BATCH: usize = 1024;
 /// How long the leader may take for one batch.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// A manager that has not reached a leader for this long sends its workers elsewhere.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 /// How long to wait for items that come right after the first.
 const GATHER: Duration = Duration::from_millis(2);
 
@@ -39,12 +41,23 @@ pub(crate) enum Item {
 
 /// The way in.
 #[derive(Debug, Clone)]
-pub(crate) struct Relay(mpsc::Sender<Item>);
+pub(crate) struct Relay {
+    items: mpsc::Sender<Item>,
+    stuck: Stuck,
+}
+
+/// Since when no batch has reached a leader; `None` while they do.
+type Stuck = Arc<Mutex<Option<Instant>>>;
 
 impl Relay {
     /// Queues an item; waits while the queue is full.
     pub(crate) async fn send(&self, item: Item) -> Result<(), Status> {
-        match tokio::time::timeout(DEADLINE, self.0.send(item)).await {
+        // Workers are better off with a manager that is in touch; an election is shorter than this.
+        let stuck = *self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        if stuck.is_some_and(|since| since.elapsed() > STUCK_AFTER) {
+            return Err(Status::unavailable("this manager can't reach the leader; try another one"));
+        }
+        match tokio::time::timeout(DEADLINE, self.items.send(item)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::unavailable("this manager is shutting down")),
             Err(_) => Err(Status::resource_exhausted("this manager can't reach the leader; try another one")),
@@ -53,24 +66,33 @@ impl Relay {
 
     /// Queues an item if there is room.
     pub(crate) fn offer(&self, item: Item) {
-        let _ = self.0.try_send(item);
+        let _ = self.items.try_send(item);
     }
 }
 
 /// The queue and the end that [`run`] reads.
-pub(crate) fn queue() -> (Relay, mpsc::Receiver<Item>) {
-    let (send, receive) = mpsc::channel(QUEUE);
-    (Relay(send), receive)
+pub(crate) fn queue() -> (Relay, Queue) {
+    let (items, receiver) = mpsc::channel(QUEUE);
+    let stuck = Stuck::default();
+    (Relay { items, stuck: Arc::clone(&stuck) }, Queue { items: receiver, stuck })
+}
+
+/// The end of the queue that [`run`] reads.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    items: mpsc::Receiver<Item>,
+    stuck: Stuck,
 }
 
 /// Carries items to whoever leads, until told to stop.
 pub(crate) async fn run(
-    mut items: mpsc::Receiver<Item>,
+    queue: Queue,
     raft: Arc<Raft>,
     dialer: Arc<dyn Dialer>,
     intake: Arc<Intake>,
     stop: CancellationToken,
 ) {
+    let Queue { mut items, stuck } = queue;
     loop {
         let mut batch = Vec::new();
         tokio::select! {
@@ -86,7 +108,7 @@ pub(crate) async fn run(
         }
         let request = gather(batch);
         tokio::select! {
-            () = deliver(&request, &raft, dialer.as_ref(), &intake) => {}
+            () = deliver(&request, &raft, dialer.as_ref(), &intake, &stuck) => {}
             () = stop.cancelled() => return,
         }
     }
@@ -97,7 +119,8 @@ fn gather(batch: Vec<Item>) -> RelayRequest {
     let mut request = RelayRequest::default();
     for item in batch {
         match item {
-            Item::Beat(beat) => {
+            Item::Beat(mut beat) => {
+                beat.heard |= request.beats.iter().any(|b| b.node_id == beat.node_id && b.heard);
                 request.beats.retain(|b| b.node_id != beat.node_id);
                 request.beats.push(beat);
             }
@@ -108,7 +131,7 @@ fn gather(batch: Vec<Item>) -> RelayRequest {
     request
 }
 
-async fn deliver(request: &RelayRequest, raft: &Raft, dialer: &dyn Dialer, intake: &Intake) {
+async fn deliver(request: &RelayRequest, raft: &Raft, dialer: &dyn Dialer, intake: &Intake, stuck: &Stuck) {
     let mut leadership = raft.leadership();
     loop {
         let current = leadership.borrow_and_update().clone();
@@ -119,7 +142,16 @@ async fn deliver(request: &RelayRequest, raft: &Raft, dialer: &dyn Dialer, intak
         } else {
             Err(Status::unavailable("no leader"))
         };
-        let Err(status) = outcome else { return };
+        let Err(status) = outcome else {
+            *stuck.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            return;
+        };
+        if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) {
+            // No leader will ever take it, and what comes after it must not wait for ever.
+            tracing::warn!(error = status.message(), "reports were refused for good and are dropped");
+            return;
+        }
+        stuck.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
         tracing::debug!(error = status.message(), "reports wait for a leader");
         // The next leader, or the same one after a pause.
         let _ = tokio::time::timeout(Duration::from_millis(100), leadership.changed()).await;
@@ -141,8 +173,9 @@ mod tests {
 
     #[test]
     fn of_a_nodes_beats_the_newest_travels() {
-        let beat =
-            |node: &str, generation| Item::Beat(NodeBeat { node_id: node.into(), applied_generation: generation });
+        let beat = |node: &str, generation| {
+            Item::Beat(NodeBeat { node_id: node.into(), applied_generation: generation, heard: true })
+        };
         let request = gather(vec![beat("a", 1), beat("b", 1), beat("a", 2)]);
         let beats: Vec<_> = request.beats.iter().map(|b| (b.node_id.as_str(), b.applied_generation)).collect();
         assert_eq!(beats, [("b", 1), ("a", 2)]);
