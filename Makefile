@@ -93,7 +93,8 @@ verify: setup-build ## format, tidy, clippy with warnings as errors, documentati
 	"$(CARGO)" xtask verify
 
 bench: setup-test build ## measure, side by side with Docker Swarm; the results go to docs/benchmarks.md (root)
-	"$(CARGO)" bench --locked -p skep-tests
+	"$(CARGO)" build --workspace --locked
+	"$(or $(CARGO_TARGET_DIR),target)/debug/peer-bench"
 
 install: ## put the built binary, its unit and its completions in place: PREFIX, DESTDIR
 	@[ -x target/skep ] || { echo "there is no target/skep: run \`make build\` first" >&2; exit 1; }

@@ -11,6 +11,18 @@ use skep_state::subnet::Subnet;
 
 use crate::api::backend::Failure;
 
+/// VXLAN's port.
+const VXLAN_PORT: u32 = 4789;
+/// Where networks are cut from, and the prefix length of each.
+const DEFAULT_POOL: &str = "10.0.0.0/8";
+const SUBNET_SIZE: u32 = 24;
+/// Finished tasks kept per slot.
+const TASK_HISTORY: u32 = 5;
+/// Period of a node's heartbeat; down after three.
+const HEARTBEAT_NS: i64 = 1_000_000_000;
+/// Log entries between snapshots.
+const SNAPSHOT_INTERVAL: u64 = 10_000;
+
 /// What a new cluster is made of.
 #[derive(Debug, Clone)]
 pub(crate) struct Founding {
@@ -42,12 +54,16 @@ pub(crate) fn first_objects(
     spec.annotations.get_or_insert_with(|| Annotations { name: "default".to_owned(), ..Annotations::default() });
     let cluster = Cluster {
         id: founding.cluster_id.clone(),
-        spec: Some(validate::cluster(spec).map_err(invalid)?),
+        spec: Some(validate::cluster(with_defaults(spec)).map_err(invalid)?),
         root_ca: Some(stored),
         join_tokens: Some(tokens),
-        data_path_port: founding.data_path_port,
-        default_address_pools: founding.pools.clone(),
-        subnet_size: founding.subnet_size,
+        data_path_port: or(founding.data_path_port, VXLAN_PORT),
+        default_address_pools: if founding.pools.is_empty() {
+            vec![DEFAULT_POOL.to_owned()]
+        } else {
+            founding.pools.clone()
+        },
+        subnet_size: or(founding.subnet_size, SUBNET_SIZE),
         meta: None,
     };
     check_pools(&cluster)?;
@@ -58,6 +74,20 @@ pub(crate) fn first_objects(
     let _ = scratch.apply(1, &command);
     let ingress = validate::network(&scratch, validate::default_ingress(), &ids()).map_err(invalid)?;
     Ok(vec![put_cluster, put(object::Kind::Node(first_node(founding))), put(object::Kind::Network(ingress))])
+}
+
+/// Settings that were not given, as they are in force: so that `info` and `inspect` show them.
+fn with_defaults(mut spec: ClusterSpec) -> ClusterSpec {
+    spec.task_history_limit = or(spec.task_history_limit, TASK_HISTORY);
+    spec.heartbeat_ns = or(spec.heartbeat_ns, HEARTBEAT_NS);
+    spec.certificate_expiry_ns = or(spec.certificate_expiry_ns, skep_proto::time::duration_ns(ca::DEFAULT_LIFE));
+    spec.snapshot_interval = or(spec.snapshot_interval, SNAPSHOT_INTERVAL);
+    spec
+}
+
+/// The value, or what holds when it was not given.
+fn or<T: Default + PartialEq>(given: T, default: T) -> T {
+    if given == T::default() { default } else { given }
 }
 
 fn check_pools(cluster: &Cluster) -> Result<(), Failure> {

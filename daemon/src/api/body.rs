@@ -13,6 +13,9 @@ use super::ApiError;
 /// Most that a JSON body may hold. Larger things (images) are streamed.
 pub(super) const MAX_JSON: usize = 4 << 20;
 
+/// How long it may take to arrive.
+const JSON_DEADLINE: Duration = Duration::from_secs(30);
+
 /// How much of a body that nobody wants is read all the same, and for how long.
 const MAX_UNWANTED: usize = 64 << 20;
 const UNWANTED_DEADLINE: Duration = Duration::from_secs(5);
@@ -43,10 +46,24 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for OptionalJson<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
-        let bytes = Limited::new(request.into_body(), MAX_JSON).collect().await.map_err(|error| {
+        let too_large = || {
+            let text = format!("the request's body is larger than the {} MiB that JSON may have", MAX_JSON >> 20);
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+        };
+        let announced =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|n| n > MAX_JSON as u64) {
+            discard(request.into_body()).await;
+            return Err(too_large());
+        }
+        let read = Limited::new(request.into_body(), MAX_JSON).collect();
+        let read = tokio::time::timeout(JSON_DEADLINE, read).await.map_err(|_| {
+            let text = format!("the request's body did not arrive within {} s", JSON_DEADLINE.as_secs());
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, text)
+        })?;
+        let bytes = read.map_err(|error| {
             if error.is::<LengthLimitError>() || error.source().is_some_and(|e| e.is::<LengthLimitError>()) {
-                let text = format!("the request's body is larger than the {} MiB that JSON may have", MAX_JSON >> 20);
-                ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+                too_large()
             } else {
                 ApiError::bad_request(format!("the request's body could not be read: {error}"))
             }

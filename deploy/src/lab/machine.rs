@@ -188,7 +188,10 @@ pub fn enter_main(args: &[String]) -> Result<u8> {
 
 /// Writes a file whole or not at all.
 pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("new");
+    // Two processes write beside each other here: neither may take the other's half for its own.
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let temporary = PathBuf::from(name);
     let mut file = File::create(&temporary).with_context(|| format!("{} can't be written", temporary.display()))?;
     file.write_all(content)?;
     std::fs::rename(&temporary, path)?;

@@ -26,6 +26,8 @@ use machine::Init;
 
 /// How long a daemon may take to answer after its start.
 const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a daemon may take to tell its role.
+const STATUS_WITHIN: Duration = Duration::from_secs(2);
 /// How long one command of the cluster's making may take.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -84,11 +86,16 @@ pub struct NodeStatus {
 }
 
 impl Lab {
-    /// Brings a lab up, in place of whatever has its name. `exe` is the `skep` program that its machines run.
+    /// Brings a lab up. One that is up already and has the same size stays as it is, its machines that are off are turned
+    /// on; one of another size is an error; what a crash left is taken down first. `exe` is the `skep` program that its
+    /// machines run.
     pub fn up(plan: &Plan, exe: &Path) -> Result<Self> {
         layout::check_size(plan.nodes, plan.managers)?;
         let layout = Layout::new(&plan.name)?;
         let exe = exe.canonicalize().with_context(|| format!("{} is not there", exe.display()))?;
+        if let Some(lab) = Self::standing(plan)? {
+            return Ok(lab);
+        }
         teardown::remove(&layout)?;
         let lab = Self { layout, record: Record { nodes: plan.nodes, managers: plan.managers, exe } };
         fs::create_dir_all(lab.layout.run_dir())?;
@@ -100,6 +107,28 @@ impl Lab {
             tracing::warn!(lab = plan.name, error = %error, "what was built could not be taken down");
         }
         built.map(|()| lab)
+    }
+
+    /// The lab that is asked for, if it stands.
+    fn standing(plan: &Plan) -> Result<Option<Self>> {
+        let Ok(lab) = Self::open(&plan.name) else { return Ok(None) };
+        if lab.init(SWITCH).is_err() {
+            return Ok(None);
+        }
+        let Record { nodes, managers, .. } = lab.record;
+        if (nodes, managers) != (plan.nodes, plan.managers) {
+            bail!(
+                "lab {} is up with {nodes} nodes, {managers} of them managers; take it down first: skep lab down --name {}",
+                plan.name,
+                plan.name
+            );
+        }
+        for machine in lab.nodes().into_iter().chain([OUTSIDE.to_owned()]) {
+            if lab.init(&machine).is_err() {
+                lab.restart(&machine)?;
+            }
+        }
+        Ok(Some(lab))
     }
 
     /// The lab with this name, as `up` left it.
@@ -354,12 +383,17 @@ impl Lab {
             .collect()
     }
 
+    /// The node's role in its swarm. `?`: its daemon did not say in time, as when the managers have no quorum.
     fn role(&self, node: &str) -> String {
-        let format = "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}}";
-        match self.skep_ok(node, &["info", "--format", format]).as_deref().map(str::trim) {
+        let mut command = Command::new(&self.record.exe);
+        command.args(["info", "--format", "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}}"]);
+        command.env("SKEP_HOST", format!("unix://{}", self.socket(node).display()));
+        let answer = output(command, STATUS_WITHIN).map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
+        match answer.as_deref() {
             Ok("active true") => "manager",
             Ok("active false") => "worker",
-            _ => "-",
+            Ok("") | Err(_) => "?",
+            Ok(_) => "-",
         }
         .to_owned()
     }

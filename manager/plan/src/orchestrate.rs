@@ -23,6 +23,9 @@ use crate::nodes::{is_lost, node_state};
 use crate::update;
 use slots::{Key, Kind, Slot};
 
+/// Tasks that one round adds to one service at most.
+const NEW_TASKS_PER_ROUND: u64 = 5_000;
+
 /// Makes new ids.
 pub(crate) type Ids<'a> = dyn FnMut() -> String + 'a;
 
@@ -160,7 +163,8 @@ fn scale(draft: &mut Draft<'_>, service: &Service, replicas: u64, slots: &mut sl
             _ => {}
         }
     }
-    let mut missing = replicas.saturating_sub(filled(slots));
+    // A round has a bound, so that one huge service holds up nobody else; the next round goes on.
+    let mut missing = replicas.saturating_sub(filled(slots)).min(NEW_TASKS_PER_ROUND);
     let mut number = 0;
     while missing > 0 {
         number += 1;

@@ -219,6 +219,8 @@ impl FromStr for IpNet {
 #[derive(Debug, Clone)]
 pub struct Handle {
     inner: rtnetlink::Handle,
+    /// The kernel lists one thing at a time on a socket, and calls it busy for a second one.
+    listing: Arc<tokio::sync::Mutex<()>>,
     _connection: Arc<AbortOnDrop>,
 }
 
@@ -243,7 +245,7 @@ impl Handle {
         })?;
         let (connection, inner, _multicast) = opened.map_err(Error::Socket)?;
         let task = runtime.spawn(connection);
-        Ok(Self { inner, _connection: Arc::new(AbortOnDrop(task)) })
+        Ok(Self { inner, listing: Arc::default(), _connection: Arc::new(AbortOnDrop(task)) })
     }
 
     /// Sends one request and waits for its acknowledgement.
@@ -282,6 +284,7 @@ impl Handle {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { 0 };
         for _ in 0..ATTEMPTS {
+            let _turn = if dump { Some(self.listing.lock().await) } else { None };
             let collected = self.collect(request.clone(), &mut pick);
             match tokio::time::timeout(DEADLINE, collected).await {
                 Err(_) => return Err(Error::TimedOut { what: what() }),
@@ -307,6 +310,8 @@ impl Handle {
             interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
             match answer.payload {
                 NetlinkPayload::InnerMessage(message) => found.extend(pick(message)),
+                // An earlier listing that nobody read to its end.
+                NetlinkPayload::Error(e) if errno_of(&e) == Errno::BUSY => return Collected::Interrupted,
                 NetlinkPayload::Error(e) => return Collected::Refused(errno_of(&e)),
                 _ => {}
             }
