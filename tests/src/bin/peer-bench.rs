@@ -2,6 +2,7 @@
 //!
 //! `make bench` runs it and writes `docs/benchmarks.md`. It measures and asserts nothing about time.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints what it measures")]
 
 use std::fmt::Write as _;
