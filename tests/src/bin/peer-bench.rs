@@ -18,6 +18,9 @@ use skep_tests::program;
 /// Longest wait for anything of the peer: it is known to need a minute and more.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// Where the hand-written part of the document begins.
+const KEPT: &str = "## Against the budgets";
+
 /// What is measured, in this order.
 const ROWS: [&str; 6] = [
     "`service create` of 30 tasks on an overlay network, until all run (s)",
@@ -42,7 +45,10 @@ fn main() -> Result<()> {
     println!("{text}");
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
     fs::create_dir_all(file.parent().context("a parent")?)?;
-    fs::write(&file, text)?;
+    // What people have written below the table stays.
+    let written = fs::read_to_string(&file).unwrap_or_default();
+    let kept = written.find(KEPT).map_or("", |at| &written[at..]);
+    fs::write(&file, format!("{text}\n{kept}"))?;
     Ok(())
 }
 
@@ -201,6 +207,9 @@ impl Contestant {
             let data = PathBuf::from("/var/lib/skep-lab/bench-peer").join(&node);
             fs::create_dir_all(&dir)?;
             let log = fs::File::create(dir.join("log"))?;
+            // Not this machine's settings.
+            let config = dir.join("config.json");
+            fs::write(&config, "{}")?;
             self.lab
                 .exec(&node, "dockerd")?
                 .arg("--data-root")
@@ -209,7 +218,9 @@ impl Contestant {
                 .arg(dir.join("exec"))
                 .arg("--pidfile")
                 .arg(dir.join("pid"))
-                .args(["--config-file", "/dev/null", "--cgroup-parent"])
+                .arg("--config-file")
+                .arg(&config)
+                .arg("--cgroup-parent")
                 .arg(format!("/skep-lab-bench-peer/{node}"))
                 .arg("-H")
                 .arg(format!("unix://{}", socket.display()))
