@@ -132,7 +132,7 @@ fn make_namespaces(hostname: &str, file: &Path) -> Result<()> {
         CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWPID,
     )
     .context("namespaces can't be made; are you root?")?;
-    let child = Command::new(std::env::current_exe()?)
+    let mut child = Command::new(std::env::current_exe()?)
         .args([INIT, hostname])
         .arg(file)
         .arg("first")
@@ -141,7 +141,18 @@ fn make_namespaces(hostname: &str, file: &Path) -> Result<()> {
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()?;
-    let pid = i32::try_from(child.id())?;
+    let recorded = record(child.id(), file);
+    if recorded.is_err() {
+        // What is written down nowhere, nobody could take down.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    recorded
+}
+
+/// Writes down which process a machine begins with.
+fn record(pid: u32, file: &Path) -> Result<()> {
+    let pid = i32::try_from(pid)?;
     let started = started(pid).context("the machine's first process ended at once")?;
     write_atomically(file, &serde_json::to_vec(&Init { pid, started })?)
 }
