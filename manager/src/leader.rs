@@ -18,6 +18,8 @@ use crate::store;
 const GATHER: Duration = Duration::from_millis(2);
 /// A round happens at least this often: silent nodes make no noise.
 const AT_LEAST: Duration = Duration::from_millis(250);
+/// Leadership that could not be confirmed is asked for again after this.
+const CONFIRM_AGAIN: Duration = Duration::from_millis(20);
 /// A demotion that was refused is tried again this often.
 const DEMOTE_AGAIN: Duration = Duration::from_secs(1);
 /// How long the proposals of one round may take.
@@ -46,6 +48,8 @@ async fn lead(control: &Control) {
     // Decide nothing before everything that is committed is applied here.
     while let Err(error) = control.raft.read_barrier(DEADLINE).await {
         tracing::debug!(error = %error, "leadership is not confirmed yet");
+        // It may fail at once, as when the engine has ended: no reason to turn in circles.
+        tokio::time::sleep(CONFIRM_AGAIN).await;
     }
     control.liveness.reset(Instant::now());
     tokio::join!(rounds(control), demotions(control));

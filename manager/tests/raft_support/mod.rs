@@ -251,9 +251,11 @@ impl Cluster {
         let (service, address) = (raft.service(), manager.address.clone());
         server.spawn(async move {
             // The port may linger for a moment after a kill.
+            let end = Instant::now() + PATIENCE;
             let listener = loop {
                 match TcpListener::bind(&address).await {
                     Ok(listener) => break listener,
+                    Err(e) if Instant::now() > end => panic!("{address} can't be bound: {e}"),
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
                 }
             };
