@@ -56,9 +56,9 @@ async fn serve(config: Config, options: Options, level: logging::Level) -> Resul
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hup = signal(SignalKind::hangup())?;
     let sockets = config.sockets.clone();
-    let node = Node::open(config)?;
-    let (stop, servers) = (CancellationToken::new(), TaskTracker::new());
     let events = EventHub::new();
+    let node = Node::open(config, Arc::new(facilities::EventsFacility(Arc::clone(&events))))?;
+    let (stop, servers) = (CancellationToken::new(), TaskTracker::new());
     let api = Api::new(backend(&node, &events), stop.clone());
     for path in &sockets {
         let listener = listen(path)?;
@@ -115,7 +115,11 @@ fn backend(node: &Arc<Node>, events: &Arc<EventHub>) -> Backend {
     Backend {
         node: Arc::new(facilities::InfoFacility(Arc::clone(node))),
         cluster: Arc::new(facilities::ClusterFacility(Arc::clone(node))),
-        images: Arc::new(facilities::ImagesFacility { store: Arc::clone(node.images()), node: Arc::clone(node) }),
+        images: Arc::new(facilities::ImagesFacility {
+            store: Arc::clone(node.images()),
+            node: Arc::clone(node),
+            events: Arc::clone(events),
+        }),
         containers: Arc::new(facilities::ContainersFacility {
             node: Arc::clone(node),
             runtime: Arc::clone(node.runtime()),

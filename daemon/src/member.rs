@@ -43,6 +43,7 @@ pub(crate) struct Parts {
     pub(crate) machine: Arc<Machine>,
     pub(crate) images: Arc<skep_image::Store>,
     pub(crate) runtime: Arc<Runtime>,
+    pub(crate) observer: Arc<dyn skep_worker::Observer>,
 }
 
 /// How the manager of a member begins.
@@ -106,6 +107,7 @@ impl Member {
             images: parts.images,
             runtime: parts.runtime,
             net: skep_worker::netdrv::Config::new(parts.config.run_dir.join("net")),
+            observer: parts.observer,
         };
         let worker = match Worker::start(worker_config, rooms, Arc::new(Dial(Dialer::new(identity.clone())))).await {
             Ok(worker) => worker,

@@ -32,6 +32,7 @@ pub(crate) struct Node {
     machine: Arc<Machine>,
     images: Arc<Store>,
     runtime: Arc<Runtime>,
+    observer: Arc<dyn skep_worker::Observer>,
     engine_id: String,
     started_ns: i64,
     member: RwLock<Option<Arc<Member>>>,
@@ -45,7 +46,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Opens what is on disk; the swarm is entered by [`Node::resume`].
-    pub(crate) fn open(config: Config) -> Result<Arc<Self>> {
+    pub(crate) fn open(config: Config, observer: Arc<dyn skep_worker::Observer>) -> Result<Arc<Self>> {
         let exe = std::env::current_exe().context("the path of this program is unknown")?;
         std::fs::create_dir_all(&config.run_dir)
             .with_context(|| format!("{} can't be made", config.run_dir.display()))?;
@@ -63,6 +64,7 @@ impl Node {
             machine: Arc::new(machine::read()),
             images: Arc::new(images),
             runtime: Arc::new(runtime),
+            observer,
             engine_id,
             started_ns: unix_ns(SystemTime::now()),
             member: RwLock::new(None),
@@ -108,6 +110,7 @@ impl Node {
             machine: Arc::clone(&self.machine),
             images: Arc::clone(&self.images),
             runtime: Arc::clone(&self.runtime),
+            observer: Arc::clone(&self.observer),
         };
         let member = Member::start(parts, identity, membership, listener, beginning).await?;
         *self.member.write().unwrap_or_else(PoisonError::into_inner) = Some(member);

@@ -21,6 +21,11 @@ pub fn id(task_id: &str) -> String {
     hex::encode(Sha256::digest(format!("skep container {task_id}")))
 }
 
+/// The container of a task; what is a container's id already stays as it is.
+pub(crate) fn id_of(task_id: &str) -> String {
+    if task_id.len() == 64 { task_id.to_owned() } else { id(task_id) }
+}
+
 /// What the process is: the spec's words over the image's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Process {

@@ -121,7 +121,7 @@ impl Hands for NodeHands {
     async fn find(&self, task_id: &str) -> (Facts, i32) {
         let mut facts = Facts::default();
         let mut pid = 0;
-        facts.container = match self.runtime.state(&container_id(task_id)).await {
+        facts.container = match self.runtime.state(&container::id_of(task_id)).await {
             Ok(State::Created) => Container::Created,
             Ok(State::Running { pid: running }) => {
                 pid = running;
@@ -185,12 +185,17 @@ impl Hands for NodeHands {
     }
 
     async fn start(&self, task_id: &str) -> Result<i32, Failure> {
-        timed("starting the container", self.runtime.start(&container_id(task_id))).await.map(|s| s.pid)
+        timed("starting the container", self.runtime.start(&container::id_of(task_id))).await.map(|s| s.pid)
     }
 
     async fn wait(&self, task_id: &str) -> Result<Exit, Failure> {
-        let exit = self.runtime.wait(&container_id(task_id)).await.map_err(|e| failed(chain(&e)))?;
+        let exit = self.runtime.wait(&container::id_of(task_id)).await.map_err(|e| failed(chain(&e)))?;
         Ok(Exit { code: exit.code, oom_killed: exit.oom_killed })
+    }
+
+    async fn stop_signal(&self, task_id: &str) -> Option<i32> {
+        let record = self.runtime.inspect(&container::id_of(task_id)).await.ok()?;
+        Some(record.spec.stop_signal())
     }
 
     async fn stop(&self, task: &TaskAssignment) -> Result<Exit, Failure> {
@@ -198,7 +203,7 @@ impl Hands for NodeHands {
             return Err(failed("the assignment holds no task".to_owned()));
         };
         let grace = skep_proto::time::duration(container::grace_ns(task));
-        let exit = self.runtime.stop(&container_id(&own.id), grace).await.map_err(|e| failed(chain(&e)))?;
+        let exit = self.runtime.stop(&container::id_of(&own.id), grace).await.map_err(|e| failed(chain(&e)))?;
         Ok(Exit { code: exit.code, oom_killed: exit.oom_killed })
     }
 
@@ -213,7 +218,7 @@ impl Hands for NodeHands {
     }
 
     async fn remove(&self, task_id: &str) -> Result<(), Failure> {
-        timed("removing the container", self.runtime.remove(&container_id(task_id))).await
+        timed("removing the container", self.runtime.remove(&container::id_of(task_id))).await
     }
 
     async fn leftovers(&self) -> Vec<String> {
@@ -231,11 +236,6 @@ impl Hands for NodeHands {
         }
         left
     }
-}
-
-/// The container of a task; what is a container's id already stays as it is.
-fn container_id(task_id: &str) -> String {
-    if task_id.len() == 64 { task_id.to_owned() } else { container::id(task_id) }
 }
 
 fn failed(message: String) -> Failure {

@@ -9,6 +9,7 @@ pub mod assignments;
 pub mod container;
 mod hands;
 pub mod logs;
+mod observer;
 mod session;
 mod statuses;
 mod supervise;
@@ -42,6 +43,7 @@ use hands::NodeHands;
 use statuses::Statuses;
 use supervise::Supervisors;
 
+pub use observer::{ContainerAction, ContainerEvent, Observer};
 pub use skep_netdrv as netdrv;
 
 /// How long supervisors may take to put down what they hold when the daemon stops.
@@ -83,6 +85,8 @@ pub struct Rooms {
     pub runtime: Arc<Runtime>,
     /// How the wires are made and named.
     pub net: skep_netdrv::Config,
+    /// Who hears of what happens to containers.
+    pub observer: Arc<dyn Observer>,
 }
 
 struct Inner {
@@ -147,7 +151,7 @@ impl Worker {
             managers: watch::Sender::new(config.managers),
             connected: watch::Sender::new(None),
             applied,
-            supervisors: Supervisors::new(hands, Arc::clone(&statuses), stop.child_token()),
+            supervisors: Supervisors::new(hands, Arc::clone(&statuses), rooms.observer, stop.child_token()),
             statuses,
             runtime: rooms.runtime,
             driver: std::sync::Mutex::new(Some(driver.clone())),

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::assignments::Assignments;
+use crate::container;
+use crate::observer::{ContainerAction, ContainerEvent, Observer, ending};
 use crate::statuses::Statuses;
 
 /// First pause after taking something down has failed; doubles up to [`RETRY_MAX`].
@@ -42,6 +44,8 @@ pub(crate) trait Hands: Send + Sync + 'static {
     fn start(&self, task_id: &str) -> impl Future<Output = Result<i32, Failure>> + Send;
     /// Its process has ended.
     fn wait(&self, task_id: &str) -> impl Future<Output = Result<Exit, Failure>> + Send;
+    /// The signal that asks its process to end; `None` when the container can't be read.
+    fn stop_signal(&self, task_id: &str) -> impl Future<Output = Option<i32>> + Send;
     /// Its process was told to end and has ended.
     fn stop(&self, task: &TaskAssignment) -> impl Future<Output = Result<Exit, Failure>> + Send;
     /// The network namespace is gone.
@@ -63,14 +67,20 @@ struct Wish {
 pub(crate) struct Supervisors<H> {
     hands: Arc<H>,
     statuses: Arc<Statuses>,
+    observer: Arc<dyn Observer>,
     wishes: Arc<Mutex<HashMap<String, watch::Sender<Wish>>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl<H: Hands> Supervisors<H> {
-    pub(crate) fn new(hands: Arc<H>, statuses: Arc<Statuses>, stop: CancellationToken) -> Self {
-        Self { hands, statuses, wishes: Arc::default(), tasks: TaskTracker::new(), stop }
+    pub(crate) fn new(
+        hands: Arc<H>,
+        statuses: Arc<Statuses>,
+        observer: Arc<dyn Observer>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { hands, statuses, observer, wishes: Arc::default(), tasks: TaskTracker::new(), stop }
     }
 
     /// Brings the supervisors in line with the assignments: new tasks get one, known ones the new wish, and what is
@@ -138,9 +148,10 @@ impl<H: Hands> Supervisors<H> {
         let (sender, receiver) = watch::channel(wish);
         wishes.insert(id.to_owned(), sender);
         let (hands, statuses, stop) = (Arc::clone(&self.hands), Arc::clone(&self.statuses), self.stop.clone());
-        let (id, registry) = (id.to_owned(), Arc::clone(&self.wishes));
+        let (id, registry, observer) = (id.to_owned(), Arc::clone(&self.wishes), Arc::clone(&self.observer));
         self.tasks.spawn(async move {
-            let supervisor = Supervisor { id: &id, hands: hands.as_ref(), statuses: &statuses, stop: &stop };
+            let (hands, observer) = (hands.as_ref(), observer.as_ref());
+            let supervisor = Supervisor { id: &id, hands, statuses: &statuses, observer, stop: &stop };
             if supervisor.run(receiver).await == Ended::Gone {
                 statuses.forget(&id);
                 registry.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -160,6 +171,7 @@ struct Supervisor<'a, H> {
     id: &'a str,
     hands: &'a H,
     statuses: &'a Statuses,
+    observer: &'a dyn Observer,
     stop: &'a CancellationToken,
 }
 
@@ -167,6 +179,10 @@ impl<H: Hands> Supervisor<'_, H> {
     async fn run(&self, mut wishes: watch::Receiver<Wish>) -> Ended {
         let (mut facts, mut pid) = self.hands.find(self.id).await;
         facts.failure = lost(&wishes.borrow().assignment, &facts);
+        if let (Container::Exited(exit), Sandbox::Open | Sandbox::Attached) = (&facts.container, facts.sandbox) {
+            // It ended while no daemon was there to see it.
+            ending(exit).for_each(|action| self.tell(&wishes.borrow().assignment, action));
+        }
         let mut pause = RETRY;
         loop {
             let wish = wishes.borrow_and_update().clone();
@@ -217,10 +233,19 @@ impl<H: Hands> Supervisor<'_, H> {
         }
     }
 
+    fn tell(&self, task: &Arc<TaskAssignment>, action: ContainerAction) {
+        self.observer.saw(ContainerEvent {
+            at_ns: unix_ns(SystemTime::now()),
+            container_id: container::id_of(self.id),
+            task: Arc::clone(task),
+            action,
+        });
+    }
+
     async fn carry_out(
         &self,
         command: Command,
-        task: &TaskAssignment,
+        task: &Arc<TaskAssignment>,
         facts: &mut Facts,
         pid: &mut i32,
     ) -> Result<(), Failure> {
@@ -241,15 +266,28 @@ impl<H: Hands> Supervisor<'_, H> {
             Command::CreateContainer => {
                 hands.create(task).await?;
                 facts.container = Container::Created;
+                self.tell(task, ContainerAction::Create);
             }
             Command::StartContainer => {
                 *pid = hands.start(self.id).await?;
                 facts.container = Container::Running;
+                self.tell(task, ContainerAction::Start);
             }
-            Command::AwaitExit => facts.container = Container::Exited(hands.wait(self.id).await?),
+            Command::AwaitExit => {
+                let exit = hands.wait(self.id).await?;
+                ending(&exit).for_each(|action| self.tell(task, action));
+                facts.container = Container::Exited(exit);
+            }
             Command::StopContainer => {
+                if !facts.stop_sent
+                    && let Some(signal) = hands.stop_signal(self.id).await
+                {
+                    self.tell(task, ContainerAction::Kill { signal });
+                }
                 facts.stop_sent = true;
-                facts.container = Container::Exited(hands.stop(task).await?);
+                let exit = hands.stop(task).await?;
+                ending(&exit).chain([ContainerAction::Stop]).for_each(|action| self.tell(task, action));
+                facts.container = Container::Exited(exit);
             }
             Command::CloseSandbox => {
                 hands.close_sandbox(self.id).await?;
@@ -258,6 +296,7 @@ impl<H: Hands> Supervisor<'_, H> {
             Command::RemoveContainer => {
                 hands.remove(self.id).await?;
                 facts.container = Container::Absent;
+                self.tell(task, ContainerAction::Destroy);
             }
             Command::Rest | Command::Forget => {}
         }
@@ -314,3 +353,6 @@ fn message(state: TaskState) -> &'static str {
         other => other.word(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,9 @@ use skep_worker::container::IMAGE_LABEL;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::api::backend::{Failure, Image, ImageConfig, ImageHistory, Images, Import, Removed, Upload};
+use super::events::of_image;
+use crate::api::EventHub;
+use crate::api::backend::{Failure, Image, ImageConfig, ImageHistory, Images, Import, LocalEvents, Removed, Upload};
 use crate::node::Node;
 
 /// Chunks of an upload or download that may wait.
@@ -23,6 +25,7 @@ const PIPE: usize = 16;
 pub(crate) struct ImagesFacility {
     pub(crate) store: Arc<Store>,
     pub(crate) node: Arc<Node>,
+    pub(crate) events: Arc<EventHub>,
 }
 
 impl ImagesFacility {
@@ -52,6 +55,9 @@ impl Images for ImagesFacility {
     async fn load(&self, archive: Upload) -> Result<Vec<String>, Failure> {
         let reader = pipe(archive);
         let loaded = self.blocking(move |store| store.load(reader, &Limits::default())).await?;
+        for image in &loaded {
+            self.events.publish(of_image("load", &image.id, image.references.first().unwrap_or(&image.id)));
+        }
         Ok(loaded
             .into_iter()
             .flat_map(|image| if image.references.is_empty() { vec![image.id] } else { image.references })
@@ -66,6 +72,7 @@ impl Images for ImagesFacility {
                 store.import(reader, reference, &request.changes, &Limits::default())
             })
             .await?;
+        self.events.publish(of_image("import", &loaded.id, loaded.references.first().unwrap_or(&loaded.id)));
         Ok(loaded.id)
     }
 
@@ -87,13 +94,23 @@ impl Images for ImagesFacility {
     }
 
     async fn tag(&self, name: &str, reference: &str) -> Result<(), Failure> {
-        let (name, reference) = (name.to_owned(), reference.to_owned());
-        self.blocking(move |store| store.tag(&name, &reference)).await
+        let (name, tagged) = (name.to_owned(), reference.to_owned());
+        self.blocking(move |store| store.tag(&name, &tagged)).await?;
+        let image = self.inspect(reference).await?;
+        self.events.publish(of_image("tag", &image.id, reference));
+        Ok(())
     }
 
     async fn remove(&self, name: &str, force: bool) -> Result<Vec<Removed>, Failure> {
         let (name, in_use) = (name.to_owned(), self.images_in_use().await?);
+        let image = self.inspect(&name).await?;
         let removed = self.blocking(move |store| store.remove(&name, force, &in_use)).await?;
+        for removed in &removed {
+            self.events.publish(match removed {
+                skep_image::Removed::Untagged(reference) => of_image("untag", &image.id, reference),
+                skep_image::Removed::Deleted(id) => of_image("delete", id, id),
+            });
+        }
         Ok(removed
             .into_iter()
             .map(|removed| match removed {

@@ -1,0 +1,177 @@
+//! A task's life with hands that only remember what they were asked to do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::Mutex;
+
+use skep_proto::v1::assignment::Kind;
+use skep_proto::v1::{Assignment, AssignmentChange, Task};
+use tokio::sync::Notify;
+
+use super::*;
+
+/// Does everything at once; the process ends when it is told to, or killed by `end`.
+#[derive(Default)]
+struct Fake {
+    exits: Notify,
+    found: Facts,
+    done: Mutex<Vec<&'static str>>,
+}
+
+impl Fake {
+    fn note(&self, step: &'static str) {
+        self.done.lock().unwrap().push(step);
+    }
+}
+
+impl Hands for Fake {
+    async fn find(&self, _: &str) -> (Facts, i32) {
+        (self.found.clone(), 0)
+    }
+    async fn ensure_image(&self, _: &TaskAssignment) -> Result<(), Failure> {
+        self.note("image");
+        Ok(())
+    }
+    async fn open_sandbox(&self, _: &str) -> Result<(), Failure> {
+        self.note("open");
+        Ok(())
+    }
+    async fn await_networks(&self, _: &str) -> Result<(), Failure> {
+        self.note("wires");
+        Ok(())
+    }
+    async fn create(&self, _: &TaskAssignment) -> Result<(), Failure> {
+        self.note("create");
+        Ok(())
+    }
+    async fn start(&self, _: &str) -> Result<i32, Failure> {
+        self.note("start");
+        Ok(42)
+    }
+    async fn wait(&self, _: &str) -> Result<Exit, Failure> {
+        self.exits.notified().await;
+        self.note("wait");
+        Ok(Exit { code: 137, oom_killed: true })
+    }
+    async fn stop_signal(&self, _: &str) -> Option<i32> {
+        Some(3)
+    }
+    async fn stop(&self, _: &TaskAssignment) -> Result<Exit, Failure> {
+        self.note("stop");
+        Ok(Exit { code: 0, oom_killed: false })
+    }
+    async fn close_sandbox(&self, _: &str) -> Result<(), Failure> {
+        self.note("close");
+        Ok(())
+    }
+    async fn remove(&self, _: &str) -> Result<(), Failure> {
+        self.note("remove");
+        Ok(())
+    }
+    async fn leftovers(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Remembers what it was told.
+#[derive(Default)]
+struct Memory(Mutex<Vec<ContainerAction>>);
+
+impl Observer for Memory {
+    fn saw(&self, event: ContainerEvent) {
+        assert_eq!(event.container_id, container::id("t"));
+        self.0.lock().unwrap().push(event.action);
+    }
+}
+
+struct World {
+    hands: Arc<Fake>,
+    memory: Arc<Memory>,
+    statuses: Arc<Statuses>,
+    supervisors: Supervisors<Fake>,
+}
+
+impl World {
+    fn new(fake: Fake) -> Self {
+        let (hands, memory, statuses) = (Arc::new(fake), Arc::new(Memory::default()), Arc::new(Statuses::default()));
+        let supervisors = Supervisors::new(
+            Arc::clone(&hands),
+            Arc::clone(&statuses),
+            Arc::clone(&memory) as _,
+            CancellationToken::new(),
+        );
+        Self { hands, memory, statuses, supervisors }
+    }
+
+    /// The managers want the task to be in this state; `None`: they assign it no more.
+    fn want(&self, desired: Option<TaskState>) {
+        let put = desired.map(|state| {
+            let task = Task { id: "t".to_owned(), desired_state: state.into(), ..Task::default() };
+            Assignment { kind: Some(Kind::Task(TaskAssignment { task: Some(task), ..TaskAssignment::default() })) }
+        });
+        let change =
+            AssignmentChange { complete: true, generation: 1, put: put.into_iter().collect(), ..Default::default() };
+        self.supervisors.reconcile(&Assignments::default().take(change).unwrap());
+    }
+
+    async fn reach(&self, state: TaskState) {
+        let mut news = self.statuses.news();
+        let there = async {
+            while self.statuses.get("t").is_none_or(|s| s.state() != state) {
+                news.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), there).await.unwrap_or_else(|_| panic!("never {state:?}"));
+    }
+
+    async fn gone(&self) {
+        self.want(None);
+        let gone = async {
+            while !self.supervisors.idle() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), gone).await.expect("the task never went");
+    }
+
+    fn told(&self) -> Vec<ContainerAction> {
+        self.memory.0.lock().unwrap().clone()
+    }
+}
+
+use ContainerAction::{Create, Destroy, Die, Kill, Oom, Start, Stop};
+
+#[tokio::test]
+async fn a_life_that_is_asked_to_end_is_told_in_order() {
+    let world = World::new(Fake::default());
+    world.want(Some(TaskState::Running));
+    world.reach(TaskState::Running).await;
+    assert_eq!(world.told(), [Create, Start]);
+    world.want(Some(TaskState::Shutdown));
+    world.reach(TaskState::Shutdown).await;
+    world.gone().await;
+    let end = [Kill { signal: 3 }, Die { exit_code: 0 }, Stop, Destroy];
+    assert_eq!(world.told()[2..], end);
+    let done = world.hands.done.lock().unwrap().clone();
+    assert_eq!(done, ["image", "open", "wires", "create", "start", "stop", "close", "remove"]);
+}
+
+#[tokio::test]
+async fn a_process_that_the_kernel_killed_is_told_with_the_reason() {
+    let world = World::new(Fake::default());
+    world.want(Some(TaskState::Running));
+    world.reach(TaskState::Running).await;
+    world.hands.exits.notify_one();
+    world.reach(TaskState::Failed).await;
+    assert_eq!(world.told(), [Create, Start, Oom, Die { exit_code: 137 }]);
+}
+
+#[tokio::test]
+async fn an_end_that_no_daemon_saw_is_told_by_the_next_one() {
+    let exit = Exit { code: 1, oom_killed: false };
+    let found =
+        Facts { container: Container::Exited(exit), sandbox: Sandbox::Attached, image: true, ..Facts::default() };
+    let world = World::new(Fake { found, ..Fake::default() });
+    world.want(Some(TaskState::Running));
+    world.reach(TaskState::Failed).await;
+    assert_eq!(world.told(), [Die { exit_code: 1 }]);
+}
