@@ -61,6 +61,20 @@ fn docker_makes_a_swarm_and_runs_services() -> Result<()> {
     Ok(())
 }
 
+/// The worker remembers what happened to its containers and images.
+fn told(docker: &Docker<'_>) -> Result<()> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs().to_string();
+    let events = |filter: &str| {
+        docker.run("n3", &["events", "--since", "0", "--until", &now, "--filter", filter, "--format", "{{.Action}}"])
+    };
+    let actions = events("type=container")?;
+    for action in ["create", "start", "kill", "die", "stop", "destroy"] {
+        assert!(actions.lines().any(|line| line == action), "no {action} in {actions}");
+    }
+    assert!(events("image=whoami:latest")?.lines().any(|line| line == "load"));
+    Ok(())
+}
+
 /// What people do first, in the order in which they do it.
 fn walk(docker: &Docker<'_>) -> Result<()> {
     let lab = docker.lab;
@@ -116,6 +130,7 @@ fn walk(docker: &Docker<'_>) -> Result<()> {
         let left: Vec<String> = lab.nodes().iter().map(|n| docker.run(n, &["ps", "-aq"])).collect::<Result<_>>()?;
         if left.concat().trim().is_empty() { Ok(()) } else { bail!("{left:?}") }
     })?;
+    told(docker)?;
     docker.run("n1", &["network", "rm", "net"])?;
     docker.run("n3", &["swarm", "leave"])?;
     eventually("n3 down", || {

@@ -144,14 +144,17 @@ impl Worker {
             resolved: RwLock::new(HashMap::new()),
         });
         let (applied_sender, applied) = watch::channel(0);
+        let connected = watch::Sender::new(None);
+        let (observer, told) = (rooms.observer, connected.subscribe());
+        let supervisors = Supervisors::new(hands, Arc::clone(&statuses), observer, told, stop.child_token());
         let worker = Self(Arc::new(Inner {
             description: config.description,
             file,
             assigned: assigned.clone(),
             managers: watch::Sender::new(config.managers),
-            connected: watch::Sender::new(None),
+            connected,
             applied,
-            supervisors: Supervisors::new(hands, Arc::clone(&statuses), rooms.observer, stop.child_token()),
+            supervisors,
             statuses,
             runtime: rooms.runtime,
             driver: std::sync::Mutex::new(Some(driver.clone())),

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use skep_proto::time::unix_ns;
 use skep_proto::v1::assignment::Kind;
-use skep_proto::v1::{ContainerStatus, TaskAssignment, TaskState, TaskStatus};
-use skep_task::{Command, Container, Desired, Exit, Facts, Failure, Next, Sandbox, next};
+use skep_proto::v1::{ContainerStatus, RestartCondition, TaskAssignment, TaskState, TaskStatus};
+use skep_task::{Command, Container, Desired, Exit, Facts, Failure, Next, Policy, Restart, Sandbox, next};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,6 +24,11 @@ use crate::statuses::Statuses;
 /// First pause after taking something down has failed; doubles up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// Pause before a restart, unless the spec says otherwise.
+const DEFAULT_DELAY: Duration = Duration::from_secs(5);
+/// Time in which a node that lost its manager finds another one, if there is one with a leader.
+const MANAGER_WITHIN: Duration = Duration::from_secs(3);
 
 /// Characters of an error that managers are told; they refuse statuses over 8 KiB.
 const MAX_ERROR: usize = 1024;
@@ -68,19 +73,22 @@ pub(crate) struct Supervisors<H> {
     hands: Arc<H>,
     statuses: Arc<Statuses>,
     observer: Arc<dyn Observer>,
+    connected: watch::Receiver<Option<String>>,
     wishes: Arc<Mutex<HashMap<String, watch::Sender<Wish>>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl<H: Hands> Supervisors<H> {
+    /// `connected`: the manager with which a session is open.
     pub(crate) fn new(
         hands: Arc<H>,
         statuses: Arc<Statuses>,
         observer: Arc<dyn Observer>,
+        connected: watch::Receiver<Option<String>>,
         stop: CancellationToken,
     ) -> Self {
-        Self { hands, statuses, observer, wishes: Arc::default(), tasks: TaskTracker::new(), stop }
+        Self { hands, statuses, observer, connected, wishes: Arc::default(), tasks: TaskTracker::new(), stop }
     }
 
     /// Brings the supervisors in line with the assignments: new tasks get one, known ones the new wish, and what is
@@ -149,9 +157,10 @@ impl<H: Hands> Supervisors<H> {
         wishes.insert(id.to_owned(), sender);
         let (hands, statuses, stop) = (Arc::clone(&self.hands), Arc::clone(&self.statuses), self.stop.clone());
         let (id, registry, observer) = (id.to_owned(), Arc::clone(&self.wishes), Arc::clone(&self.observer));
+        let connected = self.connected.clone();
         self.tasks.spawn(async move {
             let (hands, observer) = (hands.as_ref(), observer.as_ref());
-            let supervisor = Supervisor { id: &id, hands, statuses: &statuses, observer, stop: &stop };
+            let supervisor = Supervisor { id: &id, hands, statuses: &statuses, observer, connected, stop: &stop };
             if supervisor.run(receiver).await == Ended::Gone {
                 statuses.forget(&id);
                 registry.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -172,11 +181,12 @@ struct Supervisor<'a, H> {
     hands: &'a H,
     statuses: &'a Statuses,
     observer: &'a dyn Observer,
+    connected: watch::Receiver<Option<String>>,
     stop: &'a CancellationToken,
 }
 
 impl<H: Hands> Supervisor<'_, H> {
-    async fn run(&self, mut wishes: watch::Receiver<Wish>) -> Ended {
+    async fn run(mut self, mut wishes: watch::Receiver<Wish>) -> Ended {
         let (mut facts, mut pid) = self.hands.find(self.id).await;
         facts.failure = lost(&wishes.borrow().assignment, &facts);
         if let (Container::Exited(exit), Sandbox::Open | Sandbox::Attached) = (&facts.container, facts.sandbox) {
@@ -186,6 +196,8 @@ impl<H: Hands> Supervisor<'_, H> {
         let mut pause = RETRY;
         loop {
             let wish = wishes.borrow_and_update().clone();
+            facts.alone = self.connected.borrow_and_update().is_none();
+            facts.policy = policy(&wish.assignment);
             let Next { state, command } = next(wish.desired, &facts);
             if wish.desired != Desired::Gone {
                 self.statuses.set(self.id, status(self.id, state, &facts, pid));
@@ -202,8 +214,12 @@ impl<H: Hands> Supervisor<'_, H> {
                 _ => {}
             }
             // Waiting gives way to a new wish and to the end of the daemon; doing is finished first.
-            let waits = matches!(command, Command::EnsureImage | Command::AwaitNetworks | Command::AwaitExit);
+            let pauses = command == Command::AwaitRestart;
+            let waits = pauses || matches!(command, Command::EnsureImage | Command::AwaitNetworks | Command::AwaitExit);
+            // A receiver of its own: the steps borrow the supervisor.
+            let mut connected = self.connected.clone();
             let outcome = tokio::select! {
+                _ = connected.wait_for(Option::is_some), if pauses => continue,
                 outcome = self.carry_out(command, &wish.assignment, &mut facts, &mut pid) => outcome,
                 changed = wishes.changed(), if waits => if changed.is_err() { return Ended::DaemonStops } else { continue },
                 () = self.stop.cancelled(), if waits => return Ended::DaemonStops,
@@ -276,7 +292,12 @@ impl<H: Hands> Supervisor<'_, H> {
             Command::AwaitExit => {
                 let exit = hands.wait(self.id).await?;
                 ending(&exit).for_each(|action| self.tell(task, action));
-                facts.container = Container::Exited(exit);
+                facts.exited(exit);
+            }
+            Command::AwaitRestart => {
+                tokio::time::sleep(restart_delay(task)).await;
+                facts.rested = true;
+                tracing::info!(task.id = self.id, restarts = facts.restarts, "no manager is there: starting it again");
             }
             Command::StopContainer => {
                 if !facts.stop_sent
@@ -287,7 +308,7 @@ impl<H: Hands> Supervisor<'_, H> {
                 facts.stop_sent = true;
                 let exit = hands.stop(task).await?;
                 ending(&exit).chain([ContainerAction::Stop]).for_each(|action| self.tell(task, action));
-                facts.container = Container::Exited(exit);
+                facts.exited(exit);
             }
             Command::CloseSandbox => {
                 hands.close_sandbox(self.id).await?;
@@ -295,13 +316,31 @@ impl<H: Hands> Supervisor<'_, H> {
             }
             Command::RemoveContainer => {
                 hands.remove(self.id).await?;
-                facts.container = Container::Absent;
+                facts.removed();
                 self.tell(task, ContainerAction::Destroy);
             }
             Command::Rest | Command::Forget => {}
         }
         Ok(())
     }
+}
+
+/// What the spec says of restarts.
+fn policy(assignment: &TaskAssignment) -> Policy {
+    let Some(spec) = &assignment.spec else { return Policy::default() };
+    let wanted = spec.restart.unwrap_or_default();
+    let restart = match wanted.condition() {
+        RestartCondition::None => Restart::Never,
+        RestartCondition::OnFailure => Restart::OnFailure,
+        RestartCondition::Any => Restart::Always,
+    };
+    Policy { restart, attempts: Some(wanted.max_attempts).filter(|most| *most > 0) }
+}
+
+/// The pause before a restart: as the spec has it, and long enough for a session with another manager to open first.
+fn restart_delay(assignment: &TaskAssignment) -> Duration {
+    let wanted = assignment.spec.as_ref().and_then(|s| s.restart).and_then(|r| r.delay_ns);
+    wanted.map_or(DEFAULT_DELAY, skep_proto::time::duration).max(MANAGER_WITHIN)
 }
 
 /// A task that had begun to run and whose container is gone does not run a second time: it has failed, and the managers
@@ -336,7 +375,11 @@ fn status(id: &str, state: TaskState, facts: &Facts, pid: i32) -> TaskStatus {
     TaskStatus {
         at_ns: unix_ns(SystemTime::now()),
         state: state.into(),
-        message: message(state).to_owned(),
+        message: match facts.restarts {
+            0 => message(state).to_owned(),
+            1 => format!("{}; restarted once while no manager was there", message(state)),
+            n => format!("{}; restarted {n} times while no manager was there", message(state)),
+        },
         error,
         container: made.then(|| ContainerStatus { container_id: id.to_owned(), pid, exit_code: code, oom_killed }),
     }

@@ -47,7 +47,7 @@ async fn events(State(api): State<Api>, params: Params) -> Result<Response, ApiE
     let until = clock::parse("until", params.text("until"))?;
     let now = clock::now_ns();
     // Without `since` nothing is told of the past.
-    let from = if since == 0 { now } else { since };
+    let from = if params.text("since").is_empty() { now } else { since };
     let source: BoxStream<Event> = if until != 0 && until <= now {
         Box::pin(futures::stream::iter(api.backend.events.remembered()))
     } else {

@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use skep_proto::v1::assignment::Kind;
-use skep_proto::v1::{Assignment, AssignmentChange, Task};
+use skep_proto::v1::{Assignment, AssignmentChange, Task, TaskSpec};
 use tokio::sync::Notify;
 
 use super::*;
@@ -88,25 +88,25 @@ struct World {
     memory: Arc<Memory>,
     statuses: Arc<Statuses>,
     supervisors: Supervisors<Fake>,
+    connected: watch::Sender<Option<String>>,
 }
 
 impl World {
     fn new(fake: Fake) -> Self {
         let (hands, memory, statuses) = (Arc::new(fake), Arc::new(Memory::default()), Arc::new(Statuses::default()));
-        let supervisors = Supervisors::new(
-            Arc::clone(&hands),
-            Arc::clone(&statuses),
-            Arc::clone(&memory) as _,
-            CancellationToken::new(),
-        );
-        Self { hands, memory, statuses, supervisors }
+        let connected = watch::Sender::new(Some("manager".to_owned()));
+        let (told, session) = (Arc::clone(&memory), connected.subscribe());
+        let supervisors =
+            Supervisors::new(Arc::clone(&hands), Arc::clone(&statuses), told, session, CancellationToken::new());
+        Self { hands, memory, statuses, supervisors, connected }
     }
 
     /// The managers want the task to be in this state; `None`: they assign it no more.
     fn want(&self, desired: Option<TaskState>) {
         let put = desired.map(|state| {
             let task = Task { id: "t".to_owned(), desired_state: state.into(), ..Task::default() };
-            Assignment { kind: Some(Kind::Task(TaskAssignment { task: Some(task), ..TaskAssignment::default() })) }
+            let assignment = TaskAssignment { task: Some(task), spec: Some(TaskSpec::default()), ..Default::default() };
+            Assignment { kind: Some(Kind::Task(assignment)) }
         });
         let change =
             AssignmentChange { complete: true, generation: 1, put: put.into_iter().collect(), ..Default::default() };
@@ -163,6 +163,42 @@ async fn a_process_that_the_kernel_killed_is_told_with_the_reason() {
     world.hands.exits.notify_one();
     world.reach(TaskState::Failed).await;
     assert_eq!(world.told(), [Create, Start, Oom, Die { exit_code: 137 }]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_manager_a_container_is_started_again_as_the_same_task() {
+    let world = World::new(Fake::default());
+    world.want(Some(TaskState::Running));
+    world.reach(TaskState::Running).await;
+    world.connected.send_replace(None);
+    world.hands.exits.notify_one();
+    let mut news = world.statuses.news();
+    let again = async {
+        while !world.statuses.get("t").is_some_and(|s| s.message.contains("restarted once")) {
+            assert_eq!(world.statuses.get("t").map(|s| s.state()), Some(TaskState::Running), "no state goes back");
+            news.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), again).await.expect("it was not started again");
+    let done = world.hands.done.lock().unwrap().clone();
+    assert_eq!(done[4..], ["start", "wait", "remove", "create", "start"], "the sandbox stays");
+    // With a manager that can replace the task, its end is reported.
+    world.connected.send_replace(Some("manager".to_owned()));
+    world.hands.exits.notify_one();
+    world.reach(TaskState::Failed).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manager_that_comes_back_during_the_pause_decides() {
+    let world = World::new(Fake::default());
+    world.want(Some(TaskState::Running));
+    world.reach(TaskState::Running).await;
+    world.connected.send_replace(None);
+    world.hands.exits.notify_one();
+    tokio::time::sleep(MANAGER_WITHIN - Duration::from_millis(1)).await;
+    assert_eq!(world.statuses.get("t").map(|s| s.state()), Some(TaskState::Running));
+    world.connected.send_replace(Some("manager".to_owned()));
+    world.reach(TaskState::Failed).await;
 }
 
 #[tokio::test]

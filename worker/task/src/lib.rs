@@ -79,6 +79,38 @@ pub struct Failure {
     pub rejected: bool,
 }
 
+/// After which ends a container is started again on its node while no manager is there to replace its task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Restart {
+    /// Never.
+    #[default]
+    Never,
+    /// After an end with an exit code other than 0.
+    OnFailure,
+    /// After any end.
+    Always,
+}
+
+/// The restart policy of a task, as far as its node has to follow it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Policy {
+    /// After which ends.
+    pub restart: Restart,
+    /// How often at most; `None`: no bound.
+    pub attempts: Option<u64>,
+}
+
+impl Policy {
+    fn again(&self, exit: &Exit, restarts: u64) -> bool {
+        let wanted = match self.restart {
+            Restart::Never => false,
+            Restart::OnFailure => exit.code != 0,
+            Restart::Always => true,
+        };
+        wanted && self.attempts.is_none_or(|most| restarts < most)
+    }
+}
+
 /// What is known to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Facts {
@@ -90,8 +122,32 @@ pub struct Facts {
     pub container: Container,
     /// The process was asked to stop.
     pub stop_sent: bool,
+    /// No manager can act on what this node reports.
+    pub alone: bool,
+    /// What the spec says of restarts.
+    pub policy: Policy,
+    /// The pause before a restart is over.
+    pub rested: bool,
+    /// How often the container was started again.
+    pub restarts: u64,
     /// A command failed for good.
     pub failure: Option<Failure>,
+}
+
+impl Facts {
+    /// The container is removed; if that was for a restart, the restart begins.
+    pub fn removed(&mut self) {
+        self.container = Container::Absent;
+        if std::mem::take(&mut self.rested) {
+            self.restarts += 1;
+        }
+    }
+
+    /// The process has ended.
+    pub fn exited(&mut self, exit: Exit) {
+        self.container = Container::Exited(exit);
+        self.rested = false;
+    }
 }
 
 /// One thing for the supervisor to do. Each is safe to repeat.
@@ -109,6 +165,8 @@ pub enum Command {
     StartContainer,
     /// Wait until the process ends, or until something else is wanted.
     AwaitExit,
+    /// Wait for the pause before a restart, or until a manager is there to decide.
+    AwaitRestart,
     /// Ask the process to stop; kill it after the grace period; wait until it has ended.
     StopContainer,
     /// Take the network namespace away.
@@ -133,12 +191,27 @@ pub struct Next {
 /// The next thing to do for a task, and the state to report meanwhile.
 ///
 /// A terminal state is reported only once the sandbox is closed: the managers may give its addresses away from then on.
+///
+/// Managers replace a task that has ended. While none can, the node does what their restart policy would: it makes the
+/// container anew in the same sandbox, as the same task, which counts as running all the while. Nobody was told of the
+/// end, so no state goes back.
 pub fn next(desired: Desired, facts: &Facts) -> Next {
+    let next = straight(desired, facts);
+    if facts.restarts > 0 && next.state < TaskState::Running {
+        return Next { state: TaskState::Running, ..next };
+    }
+    next
+}
+
+fn straight(desired: Desired, facts: &Facts) -> Next {
     let say = |state, command| Next { state, command };
     if desired == Desired::Gone {
         return Next { state: TaskState::Remove, command: dismantle(facts) };
     }
     match &facts.container {
+        Container::Exited(exit) if restarts_here(desired, facts, exit) => {
+            say(TaskState::Running, if facts.rested { Command::RemoveContainer } else { Command::AwaitRestart })
+        }
         Container::Exited(exit) => match facts.sandbox {
             Sandbox::Open | Sandbox::Attached => say(TaskState::Running, Command::CloseSandbox),
             Sandbox::Absent | Sandbox::Closed => say(ended(desired, facts, exit), Command::Rest),
@@ -152,6 +225,12 @@ pub fn next(desired: Desired, facts: &Facts) -> Next {
         Container::Created => say(TaskState::Starting, Command::StartContainer),
         Container::Absent => say(TaskState::Preparing, prepare(facts)),
     }
+}
+
+/// Whether the node itself is to start an ended container again.
+fn restarts_here(desired: Desired, facts: &Facts, exit: &Exit) -> bool {
+    let whole = facts.sandbox == Sandbox::Attached && facts.failure.is_none();
+    desired == Desired::Running && facts.alone && whole && facts.policy.again(exit, facts.restarts)
 }
 
 /// The next step towards a container.

@@ -68,6 +68,37 @@ fn how_a_task_ends_says_why() {
 }
 
 #[test]
+fn without_managers_the_node_follows_the_restart_policy_itself() {
+    let told = |restart, code, alone, restarts, rested| {
+        let container = Container::Exited(Exit { code, oom_killed: false });
+        let policy = Policy { restart, attempts: Some(3) };
+        next(Desired::Running, &Facts { alone, policy, restarts, rested, ..facts(true, Sandbox::Attached, container) })
+    };
+    let table = [
+        // The managers are there: they replace the task.
+        ((Restart::Always, 1, false, 0, false), Command::CloseSandbox),
+        ((Restart::Always, 1, true, 0, false), Command::AwaitRestart),
+        ((Restart::Always, 0, true, 0, true), Command::RemoveContainer),
+        ((Restart::OnFailure, 0, true, 0, false), Command::CloseSandbox),
+        ((Restart::OnFailure, 1, true, 2, false), Command::AwaitRestart),
+        ((Restart::OnFailure, 1, true, 3, false), Command::CloseSandbox),
+        ((Restart::Never, 1, true, 0, false), Command::CloseSandbox),
+        // They came back during the pause.
+        ((Restart::Always, 1, false, 1, true), Command::CloseSandbox),
+    ];
+    for ((restart, code, alone, restarts, rested), command) in table {
+        let next = told(restart, code, alone, restarts, rested);
+        assert_eq!(next, Next { state: TaskState::Running, command }, "{restart:?} {code} {alone} {restarts} {rested}");
+    }
+    let mut again = facts(true, Sandbox::Attached, Container::Exited(Exit { code: 1, oom_killed: false }));
+    again.rested = true;
+    again.removed();
+    assert_eq!(again.restarts, 1);
+    let said = next(Desired::Running, &again);
+    assert_eq!(said, Next { state: TaskState::Running, command: Command::CreateContainer }, "the same sandbox is used");
+}
+
+#[test]
 fn assigned_states_become_wishes() {
     assert_eq!(Desired::from_state(TaskState::Ready), Desired::Ready);
     assert_eq!(Desired::from_state(TaskState::Running), Desired::Running);
@@ -96,13 +127,14 @@ fn carry_out(command: Command, facts: &mut Facts, fails: bool) {
         Command::AwaitNetworks => facts.sandbox = Sandbox::Attached,
         Command::CreateContainer => facts.container = Container::Created,
         Command::StartContainer => facts.container = Container::Running,
-        Command::AwaitExit => facts.container = Container::Exited(Exit { code: i32::from(fails), oom_killed: false }),
+        Command::AwaitExit => facts.exited(Exit { code: i32::from(fails), oom_killed: false }),
+        Command::AwaitRestart => facts.rested = true,
         Command::StopContainer => {
             facts.stop_sent = true;
-            facts.container = Container::Exited(Exit { code: 143, oom_killed: false });
+            facts.exited(Exit { code: 143, oom_killed: false });
         }
         Command::CloseSandbox => facts.sandbox = Sandbox::Closed,
-        Command::RemoveContainer => facts.container = Container::Absent,
+        Command::RemoveContainer => facts.removed(),
         Command::Rest | Command::Forget => {}
     }
 }
@@ -110,11 +142,14 @@ fn carry_out(command: Command, facts: &mut Facts, fails: bool) {
 proptest! {
     #[test]
     fn states_never_go_back_and_every_wish_is_met(
-        wishes in prop::collection::vec((0usize..4, any::<bool>(), 1usize..4), 1..12),
+        wishes in prop::collection::vec((0usize..4, any::<bool>(), any::<bool>(), 1usize..4), 1..12),
+        restart in prop::sample::select(vec![Restart::Never, Restart::OnFailure, Restart::Always]),
     ) {
+        let policy = Policy { restart, attempts: Some(2) };
         let all = [Desired::Ready, Desired::Running, Desired::Stopped, Desired::Gone];
-        let (mut facts, mut desired, mut reported) = (Facts::default(), Desired::Ready, TaskState::New);
-        for (wish, fails, steps) in wishes {
+        let (mut facts, mut desired, mut reported) = (Facts { policy, ..Facts::default() }, Desired::Ready, TaskState::New);
+        for (wish, fails, alone, steps) in wishes {
+            facts.alone = alone;
             // Wishes move forward only: the managers never take a stop back.
             desired = desired.max(all[wish]);
             for _ in 0..steps {
@@ -127,6 +162,7 @@ proptest! {
                 carry_out(said.command, &mut facts, fails);
             }
         }
+        prop_assert!(facts.restarts <= 2);
         for _ in 0..12 {
             let said = next(Desired::Stopped.max(desired), &facts);
             carry_out(said.command, &mut facts, false);

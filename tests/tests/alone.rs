@@ -1,0 +1,56 @@
+//! A node without managers: what runs goes on, and what ends is started again.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use anyhow::{Result, bail, ensure};
+use skep_deploy::lab::layout::OUTSIDE;
+use skep_tests::{Cluster, REQUEST, eventually};
+
+/// Process 1 of the only container of a node.
+fn process(cluster: &Cluster, node: &str) -> Result<u32> {
+    let id = cluster.skep(node, &["container", "ls", "--quiet"])?;
+    ensure!(!id.trim().is_empty(), "no container runs on {node}");
+    Ok(cluster.skep(node, &["container", "inspect", "--format", "{{.State.Pid}}", id.trim()])?.trim().parse()?)
+}
+
+#[test]
+fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_task() -> Result<()> {
+    let cluster = Cluster::up("alone", 2, 1)?;
+    let create = "service create --detach --name web --publish 8080:80 --constraint node.role==worker \
+                  --restart-delay 100ms whoami";
+    cluster.skep("n1", &create.split_whitespace().collect::<Vec<_>>())?;
+    let before = cluster.running("n1", "web", 1)?;
+    assert_eq!(before.values().collect::<Vec<_>>(), ["n2"]);
+    let first = process(&cluster, "n2")?;
+
+    cluster.lab.kill_daemon("n1")?;
+    eventually("the session to end", || {
+        let log = std::fs::read_to_string(cluster.lab.log("n2"))?;
+        if log.contains("session ended") { Ok(()) } else { bail!("it goes on") }
+    })?;
+    // The machine numbers its processes itself.
+    let killed = cluster.lab.exec("n2", "kill")?.args(["-KILL", &first.to_string()]).status()?;
+    ensure!(killed.success(), "process 1 was not killed");
+    eventually("another process", || match process(&cluster, "n2")? {
+        0 => bail!("none yet"),
+        pid if pid == first => bail!("the old one"),
+        _ => Ok(()),
+    })?;
+    let address = cluster.published("n2")?;
+    eventually("an answer without managers", || cluster.lab.ask(OUTSIDE, address, REQUEST))?;
+    let actions = cluster.skep("n2", &["events", "--since", "0", "--until", &now()?, "--format", "{{.Action}}"])?;
+    assert_eq!(actions.lines().filter(|action| *action == "start").count(), 2, "{actions}");
+
+    cluster.lab.restart("n1")?;
+    eventually("the same task, and what happened to it", || {
+        let after = cluster.running("n1", "web", 1)?;
+        ensure!(after == before, "{before:?} became {after:?}");
+        Ok(())
+    })?;
+    cluster.down()
+}
+
+fn now() -> Result<String> {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    Ok((since.as_secs() + 1).to_string())
+}
