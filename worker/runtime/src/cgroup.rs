@@ -94,7 +94,7 @@ impl Cgroups {
     pub(crate) fn counts_swap(&self) -> bool {
         match self.controller("memory") {
             Some(hierarchy) if hierarchy.unified => {
-                // Not at the root: ask any child.
+                // Not at the root: ask any child, of which the supervisors' group is one (see `join_shims`).
                 fs::read_dir(&hierarchy.mount)
                     .is_ok_and(|entries| entries.flatten().any(|entry| entry.path().join("memory.swap.max").exists()))
             }
@@ -140,6 +140,13 @@ impl Cgroups {
     /// Moves the calling process into the supervisors' group below `parent`, made when absent, in every hierarchy but
     /// cpuset (whose new groups accept nobody until they are given processors).
     pub(crate) fn join_shims(&self, parent: &Path) -> Result<(), Error> {
+        if self.is_unified() {
+            // Where nobody has done it yet: only then do groups say whether swap is counted. Version 2 without the
+            // controller fails later, at the limit that needs it.
+            for hierarchy in &self.hierarchies {
+                let _ = fs::write(hierarchy.mount.join("cgroup.subtree_control"), "+memory");
+            }
+        }
         for hierarchy in &self.hierarchies {
             if hierarchy.controllers.iter().any(|name| name == "cpuset") {
                 continue;
@@ -257,12 +264,11 @@ impl Cgroups {
             usage.memory_limit = number(read(memory, limit)).filter(|limit| *limit < 1 << 60);
         }
         match self.controller("cpuacct") {
-            Some(cpu) => usage.cpu_ns = number(read(cpu, "cpuacct.usage")).unwrap_or(0),
-            None => {
-                if let Some(cpu) = self.controller("cpu") {
-                    usage.cpu_ns = keyed(&read(cpu, "cpu.stat"), "usage_usec").unwrap_or(0).saturating_mul(1000);
-                }
+            Some(cpu) if cpu.unified => {
+                usage.cpu_ns = keyed(&read(cpu, "cpu.stat"), "usage_usec").unwrap_or(0).saturating_mul(1000);
             }
+            Some(cpu) => usage.cpu_ns = number(read(cpu, "cpuacct.usage")).unwrap_or(0),
+            None => {}
         }
         if let Some(pids) = self.controller("pids") {
             usage.pids = number(read(pids, "pids.current")).unwrap_or(0);

@@ -177,9 +177,16 @@ fn resources(spec: &ContainerSpec, facts: &Facts) -> Value {
     let mut out = json!({"devices": [{"allow": false, "access": "rwm"}]});
     if let Some(bytes) = wish.memory_bytes {
         out["memory"] = json!({"limit": bytes});
-        if facts.swap_counted {
-            let total = wish.memory_swap.unwrap_or_else(|| i64::try_from(bytes.saturating_mul(2)).unwrap_or(i64::MAX));
-            out["memory"]["swap"] = json!(total);
+        let limit = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let total = wish.memory_swap.unwrap_or_else(|| limit.saturating_mul(2));
+        match (facts.swap_counted, facts.cgroup_views.is_empty()) {
+            (false, _) => {}
+            (true, false) => out["memory"]["swap"] = json!(total),
+            // Version 2 counts swap alone. Not by the library, which takes "no swap at all" for "nothing to write".
+            (true, true) => {
+                let swap = if total < 0 { "max".to_owned() } else { total.saturating_sub(limit).max(0).to_string() };
+                out["unified"] = json!({"memory.swap.max": swap});
+            }
         }
     }
     if let Some(nano) = wish.nano_cpus {
@@ -332,6 +339,26 @@ mod tests {
         assert_eq!(built["linux"]["resources"]["cpu"], json!({"period": 100_000, "quota": 50_000}));
         assert!(built["process"].get("noNewPrivileges").is_none());
         assert_eq!(built["hostname"], "0123456789ab");
+    }
+
+    #[test]
+    fn swap_in_both_versions() {
+        let unified = Facts { cgroup_views: vec![], ..facts() };
+        for (wished, total, alone) in [
+            (None, 16 << 20, "8388608"),
+            (Some(8 << 20), 8 << 20, "0"),
+            (Some(9 << 20), 9 << 20, "1048576"),
+            (Some(-1), -1, "max"),
+        ] {
+            let mut wish = spec();
+            wish.resources = Resources { memory_bytes: Some(8 << 20), memory_swap: wished, ..Resources::default() };
+            assert_eq!(resources(&wish, &facts())["memory"], json!({"limit": 8 << 20, "swap": total}));
+            let built = resources(&wish, &unified);
+            assert_eq!(built["memory"], json!({"limit": 8 << 20}));
+            assert_eq!(built["unified"], json!({"memory.swap.max": alone}), "{wished:?}");
+            let uncounted = resources(&wish, &Facts { swap_counted: false, ..unified.clone() });
+            assert_eq!(uncounted.get("unified"), None);
+        }
     }
 
     #[test]
