@@ -24,6 +24,9 @@ BUILD_PACKAGES := ca-certificates curl gcc libc6-dev libseccomp-dev make pkg-con
 TEST_PACKAGES  := busybox-static docker-registry git iproute2 nftables procps strace tcpdump
 # Another package of Docker would be removed for Debian's.
 TEST_PACKAGES  += $(if $(shell command -v dockerd),,docker.io)
+# What the kernel here lacks is tried on another one, in a virtual machine.
+TEST_PACKAGES  += $(if $(shell command -v qemu-system-x86_64),,$(if $(filter x86_64,$(ARCH)),qemu-system-x86))
+TEST_KERNEL    := $(or $(CARGO_TARGET_DIR),target)/test-kernel
 
 .PHONY: help setup-build setup-test build demo test verify bench install uninstall clean
 
@@ -69,6 +72,18 @@ setup-build: ## install what building needs and is missing
 
 setup-test: setup-build ## install what the tests need and is missing
 	$(call install-missing,$(TEST_PACKAGES))
+	@if [ "$(ARCH)" = x86_64 ] && [ ! -e "$(TEST_KERNEL)" ] && command -v apt-get >/dev/null; then \
+		package=$$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1); \
+		if [ -z "$$package" ]; then \
+			echo "no kernel package for virtual machines here: their tests will say UNTESTED"; \
+		else \
+			echo "fetching a kernel for virtual machines: $$package"; \
+			rm -rf "$(TEST_KERNEL).new" && mkdir -p "$(TEST_KERNEL).new" && \
+			( cd "$(TEST_KERNEL).new" && get="apt-get download -qq -o APT::Sandbox::User=root $$package" && \
+				{ $$get 2>/dev/null || { apt-get update -qq && $$get; }; } && dpkg-deb -x ./*.deb . && rm -f ./*.deb ) && \
+			mv "$(TEST_KERNEL).new" "$(TEST_KERNEL)" || echo "that failed: their tests will say UNTESTED"; \
+		fi; \
+	fi
 
 build: setup-build ## build the static binary: target/skep, and the demo image: target/whoami.tar
 	RUSTFLAGS="$(STATIC)" "$(CARGO)" build --release --locked --target $(TRIPLE) -p skep -p skep-whoami -p skep-image

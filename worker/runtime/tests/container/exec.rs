@@ -128,12 +128,24 @@ async fn a_paused_container_hangs_nobody() -> Result<()> {
     let fixture = Fixture::new()?;
     fixture.runtime.create(&fixture.spec("ice", &["sleep", "1000"])).await?;
     fixture.runtime.start("ice").await?;
-    let state = Path::new("/sys/fs/cgroup/freezer").join(&fixture.config.cgroup_parent).join("ice/freezer.state");
-    if !state.exists() {
-        println!("UNTESTED: exec into a frozen container, no version 1 freezer here");
+    let group = fixture.config.cgroup_parent.as_str();
+    let (directory, file, frozen) = if unified() {
+        (Path::new("/sys/fs/cgroup").join(group).join("ice"), "cgroup.freeze", "1")
+    } else {
+        (Path::new("/sys/fs/cgroup/freezer").join(group).join("ice"), "freezer.state", "FROZEN")
+    };
+    if !directory.join(file).exists() {
+        println!("UNTESTED: exec into a frozen container, no freezer here");
         return Ok(());
     }
-    std::fs::write(&state, "FROZEN")?;
+    std::fs::write(directory.join(file), frozen)?;
+    until("it is frozen", || {
+        let says = |file: &str, text: &str| {
+            std::fs::read_to_string(directory.join(file)).is_ok_and(|known| known.lines().any(|line| line == text))
+        };
+        if unified() { says("cgroup.events", "frozen 1") } else { says(file, frozen) }
+    })
+    .await?;
     let (code, text) = finish(fixture.runtime.exec("ice", &words(&["true"])).await?).await?;
     assert!(code == 125 && text.contains("paused"), "{code} {text}");
     // And it can be removed as it is.

@@ -10,3 +10,4 @@ mod hostile;
 mod isolation;
 mod lifecycle;
 mod limits;
+mod vm;
