@@ -28,6 +28,8 @@ pub(crate) struct Facts {
     pub(crate) cgroup_views: Vec<(String, PathBuf)>,
     /// `netns` is not the host's, so its parameters are the container's own.
     pub(crate) own_network: bool,
+    /// Counters of each processor's throttling, which betray what the neighbours compute.
+    pub(crate) throttle_counters: Vec<PathBuf>,
 }
 
 /// A file to be bind-mounted into the container.
@@ -70,11 +72,13 @@ pub(crate) fn build(spec: &ContainerSpec, facts: &Facts) -> Value {
     if !facts.cgroup_views.is_empty() {
         read_only.push(CGROUP);
     }
+    let masked: Vec<&Path> =
+        MASKED.iter().map(Path::new).chain(facts.throttle_counters.iter().map(PathBuf::as_path)).collect();
     let linux = json!({
         "namespaces": namespaces(spec),
         "cgroupsPath": facts.cgroup,
         "resources": resources(spec, facts),
-        "maskedPaths": MASKED,
+        "maskedPaths": masked,
         "readonlyPaths": read_only,
         "sysctl": sysctls(spec, facts),
         "rootfsPropagation": "slave",
@@ -285,6 +289,9 @@ fn cgroup_mounts(facts: &Facts) -> Vec<(PathBuf, Value)> {
 }
 
 /// A later mount replaces an earlier one at the same place, and a parent comes before what lies below it.
+///
+/// The kernel's file systems and what is wished below them come last. A link in the image, or in a volume that others
+/// write to meanwhile, may lead a mount to /proc or /dev: it is then covered, and nothing is made or written in it.
 fn order(list: Vec<(PathBuf, Value)>) -> Vec<Value> {
     let mut out: Vec<(PathBuf, Value)> = Vec::with_capacity(list.len());
     for (target, value) in list {
@@ -293,8 +300,13 @@ fn order(list: Vec<(PathBuf, Value)>) -> Vec<Value> {
             None => out.push((target, value)),
         }
     }
-    out.sort_by_key(|(target, _)| target.components().count());
+    out.sort_by_key(|(target, _)| (of_the_kernel(target), target.components().count()));
     out.into_iter().map(|(_, value)| value).collect()
+}
+
+/// Whether a path is, by its text, one of the kernel's file systems or below one.
+pub(crate) fn of_the_kernel(path: &Path) -> bool {
+    ["/proc", "/sys", "/dev"].iter().any(|kernel| path.starts_with(kernel))
 }
 
 #[cfg(test)]
@@ -312,6 +324,7 @@ mod tests {
             swap_counted: true,
             cgroup_views: vec![("memory".into(), "/sys/fs/cgroup/memory/skep/x".into())],
             own_network: true,
+            throttle_counters: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".into()],
         }
     }
 
@@ -375,6 +388,38 @@ mod tests {
         }
     }
 
+    /// GHSA-jq35-85cj-fj4p, GHSA-6fw5-f8r9-fgfm.
+    #[test]
+    fn side_channels_are_masked() {
+        let built = build(&spec(), &facts());
+        let masked = built["linux"]["maskedPaths"].as_array().unwrap();
+        for path in [
+            "/proc/interrupts",
+            "/sys/devices/virtual/powercap",
+            "/sys/firmware",
+            "/sys/devices/system/cpu/cpu0/thermal_throttle",
+        ] {
+            assert!(masked.contains(&json!(path)), "{path}");
+        }
+    }
+
+    /// CVE-2026-53488 and its like: labels come with images, and say nothing about how a container is made.
+    #[test]
+    fn labels_are_only_labels() {
+        let mut wish = spec();
+        let plain = build(&wish, &facts());
+        for (name, value) in [
+            ("io.kubernetes.container.seccomp", "unconfined"),
+            ("org.opencontainers.image.runtime", "/tmp/x"),
+            ("run.oci.hooks.stdout", "/etc/cron.d/x"),
+            ("com.docker.swarm.privileged", "true"),
+            ("cdi.k8s.io/x", "vendor.com/device=all"),
+        ] {
+            wish.labels.push((name.into(), value.into()));
+        }
+        assert_eq!(build(&wish, &facts()), plain);
+    }
+
     #[test]
     fn the_network_of_the_host_is_not_changed() {
         let built = build(&spec(), &Facts { own_network: false, ..facts() });
@@ -393,6 +438,11 @@ mod tests {
         assert_eq!(built[place("/etc/hosts")]["source"], "/x");
         assert!(place("/etc") < place("/etc/hosts"));
         assert!(place("/proc") < place("/sys/fs/cgroup"));
+        assert!(place("/etc/hosts") < place("/proc"), "what is wished can't cover the kernel's");
+        wish.mounts.push(Mount::Bind { source: "/z".into(), target: "/dev/shm/z".into(), read_only: false });
+        let built = mounts(&wish, &facts());
+        let place = |target: &str| built.iter().position(|mount| mount["destination"] == target).unwrap();
+        assert!(place("/dev/shm") < place("/dev/shm/z"));
     }
 
     #[test]

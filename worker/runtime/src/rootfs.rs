@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, open, openat, openat2, statat, unlinkat};
@@ -166,6 +167,49 @@ impl Root {
         create_file(parent.as_fd(), name, path)
     }
 
+    /// Refuses a mount that a link of the image would lead to a kernel file system, or over the whole root.
+    ///
+    /// What isn't there yet is made by whoever mounts, below what is. What other mounts bring along is not seen here:
+    /// those can't cover the kernel's file systems either (see `oci`).
+    pub(crate) fn check_mount_target(&self, path: &Path) -> Result<(), Error> {
+        let path = crate::spec::normalize(path).unwrap_or_else(|| path.to_owned());
+        if crate::oci::of_the_kernel(&path) {
+            return Ok(());
+        }
+        let mut done = PathBuf::from("/");
+        for component in path.components().skip(1) {
+            done.push(component);
+            let place = match self.resolve(&done, OFlags::PATH) {
+                Ok(place) => place,
+                Err(Errno::NOENT) if self.points_to_the_kernel(&done) => {
+                    return Err(Error::Hostile { path: done, problem: "is a link into a kernel file system" });
+                }
+                // Nothing, or a link to nothing, which another mount may bring.
+                Err(Errno::NOENT) => return Ok(()),
+                Err(errno) => return Err(io_error("open in the image", done)(errno)),
+            };
+            self.check_inside(&place, &done)?;
+            if done == path && self.is_root(&place) {
+                return Err(Error::Hostile { path: done, problem: "is a link to the root" });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a link's text names what is not there yet, as /proc/sys.
+    fn points_to_the_kernel(&self, link: &Path) -> bool {
+        let Ok(fd) = self.resolve(link, OFlags::PATH | OFlags::NOFOLLOW) else { return false };
+        let Ok(text) = rustix::fs::readlinkat(&fd, "", Vec::new()) else { return false };
+        let target = Path::new(OsStr::from_bytes(text.as_bytes()));
+        let target = link.parent().unwrap_or(link).join(target);
+        crate::spec::normalize(&target).is_some_and(|target| crate::oci::of_the_kernel(&target))
+    }
+
+    fn is_root(&self, place: &OwnedFd) -> bool {
+        let id = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+        matches!((id(place), id(&self.fd)), (Ok(place), Ok(root)) if place == root)
+    }
+
     fn resolve(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let relative = path.strip_prefix("/").unwrap_or(path);
         let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
@@ -260,6 +304,24 @@ mod tests {
             fs::create_dir(inside.join(name)).unwrap();
         }
         root.check_kernel_directories().unwrap();
+        for (name, fine) in [
+            ("proc", false),
+            ("sys", false),
+            ("dev", false),
+            ("proc/sys", false),
+            ("tmp", true),
+            ("new", true),
+            ("", false),
+        ] {
+            fs::create_dir_all(inside.join("tmp")).unwrap();
+            symlink(Path::new("/").join(name), inside.join("app")).unwrap();
+            assert_eq!(root.check_mount_target(Path::new("/app")).is_ok(), fine, "a mount led to /{name}");
+            let below = root.check_mount_target(Path::new("/app/x"));
+            assert_eq!(below.is_ok(), fine || name.is_empty(), "a mount led below /{name}");
+            assert_eq!(root.check_mount_target(Path::new("/tmp/../app")).is_ok(), fine);
+            fs::remove_file(inside.join("app")).unwrap();
+        }
+        root.check_mount_target(Path::new("/dev/shm/said/openly")).unwrap();
         symlink("/proc/self/fd/7", inside.join("work")).unwrap();
         fs::create_dir_all(inside.join("proc/self/fd/7")).unwrap();
         assert!(root.make_directory(Path::new("/work")).is_err(), "a working directory by descriptor");

@@ -85,6 +85,9 @@ fn build(order: &Order, cgroups: &Cgroups) -> Result<Made, Error> {
     mount_overlay(&spec.layers, &order.state.join("upper"), &order.state.join("work"), &rootfs)?;
     let root = Root::open(&rootfs)?;
     root.check_kernel_directories()?;
+    for mount in &spec.mounts {
+        root.check_mount_target(mount.target())?;
+    }
     let account = |path| root.read(path, user::MAX_FILE).map(Option::unwrap_or_default);
     let identity = user::resolve(&spec.user, &spec.groups, &account("etc/passwd")?, &account("etc/group")?)?;
     let files = prepare_files(order, &root)?;
@@ -101,6 +104,7 @@ fn build(order: &Order, cgroups: &Cgroups) -> Result<Made, Error> {
         swap_counted: cgroups.counts_swap(),
         cgroup_views: cgroups.views(&order.cgroup()),
         own_network: own_network(spec),
+        throttle_counters: throttle_counters(Path::new("/sys/devices/system/cpu")),
     };
     let bundle = order.run.join("bundle");
     let config = serde_json::to_vec(&oci::build(spec, &facts)).map_err(|error| Error::Container(error.to_string()))?;
@@ -224,6 +228,20 @@ fn own_network(spec: &ContainerSpec) -> bool {
     }
 }
 
+/// The directories of `cpus` in which processors count their throttling; empty where none does.
+fn throttle_counters(cpus: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(cpus) else { return Vec::new() };
+    let numbered = |name: &str| name.strip_prefix("cpu").is_some_and(|n| n.parse::<u32>().is_ok());
+    let mut out: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(numbered))
+        .map(|entry| entry.path().join("thermal_throttle"))
+        .filter(|path| path.exists())
+        .collect();
+    out.sort_unstable();
+    out
+}
+
 /// What is needed no more: the spec (it has the environment) and the library's own notes. And this process becomes the
 /// last that the kernel would kill for want of memory.
 fn tidy_up(order: &Order, made: &Made) {
@@ -279,4 +297,21 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn counters_of_throttling() {
+        let cpus = tempfile::tempdir().unwrap();
+        for path in ["cpu0/thermal_throttle", "cpu11/thermal_throttle", "cpu1/cache", "cpuidle/thermal_throttle"] {
+            fs::create_dir_all(cpus.path().join(path)).unwrap();
+        }
+        let found = throttle_counters(cpus.path());
+        assert_eq!(found, ["cpu0", "cpu11"].map(|cpu| cpus.path().join(cpu).join("thermal_throttle")));
+        assert!(throttle_counters(&cpus.path().join("nowhere")).is_empty());
+    }
 }

@@ -13,6 +13,7 @@ pub(crate) mod protocol;
 mod reap;
 pub(crate) mod rights;
 mod serve;
+mod verify;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -140,10 +141,14 @@ fn close_inherited() {
 
 /// Points standard descriptors to /dev/null.
 fn redirect(fds: &[i32]) -> io::Result<()> {
-    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    redirect_to(&open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?, fds)
+}
+
+/// Points standard descriptors to an open file.
+fn redirect_to(file: &OwnedFd, fds: &[i32]) -> io::Result<()> {
     for fd in fds {
         // SAFETY: dup2 onto a standard descriptor, which no Rust value owns.
-        if unsafe { libc::dup2(null.as_raw_fd(), *fd) } < 0 {
+        if unsafe { libc::dup2(file.as_raw_fd(), *fd) } < 0 {
             return Err(io::Error::last_os_error());
         }
     }

@@ -11,6 +11,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 
 use super::exec::NOT_ENTERED;
 use super::rights::Rights;
+use super::verify;
 use crate::user::Identity;
 
 /// What process 1 does when it is told to start.
@@ -46,10 +47,11 @@ impl Executor for Payload {
     }
 
     /// The earliest hook inside (taking on the rights renews it): from here on, the container dies with its supervisor.
-    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         // SAFETY: a plain prctl. The parent is the supervisor: libcontainer makes process 1 its child.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        Ok(())
+        // Everything is mounted, and nothing of the image has run yet.
+        verify::file_systems(spec).map_err(|error| ExecutorValidationError::ArgValidationError(error.to_string()))
     }
 
     /// Nothing: the program gets its environment with exec, in order, and this process needs none.

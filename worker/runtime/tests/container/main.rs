@@ -8,6 +8,8 @@ mod exec;
 mod fixture;
 mod hostile;
 mod isolation;
+mod kernel_paths;
 mod lifecycle;
 mod limits;
+mod races;
 mod vm;
