@@ -9,9 +9,10 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
@@ -86,6 +87,8 @@ fn enter_and_run() -> Result<i32, Error> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(failed("protect the helper"))?;
     let cgroups = Cgroups::detect()?;
+    // Inside, the container decides what /dev/null is, and this process still has every right.
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed("open /dev/null"))?;
     enter(&order, &cgroups)?;
     let root = Root::open(Path::new("/"))?;
     let account = |path| root.read(path, user::MAX_FILE).map(Option::unwrap_or_default);
@@ -102,7 +105,7 @@ fn enter_and_run() -> Result<i32, Error> {
             // SAFETY: ends the child without the parent's destructors.
             unsafe { libc::_exit(error.0) }
         }
-        child => Ok(wait(child)),
+        child => Ok(wait(child, &null)),
     }
 }
 
@@ -149,7 +152,7 @@ fn settle(spec: &ContainerSpec) -> Result<(), Error> {
     // Before the working directory: no descriptor of the host's may be there for it to name.
     close_inherited();
     rustix::process::setsid().map_err(failed("make a session"))?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let cwd = if spec.cwd.is_empty() { "/" } else { &spec.cwd };
     std::env::set_current_dir(cwd).map_err(failed("change to the working directory"))?;
     let real = std::env::current_dir().map_err(failed("the working directory is outside of the container"))?;
@@ -160,9 +163,9 @@ fn settle(spec: &ContainerSpec) -> Result<(), Error> {
 }
 
 /// Until the program has ended; its exit code, or 128 + signal.
-fn wait(child: i32) -> i32 {
+fn wait(child: i32, null: &OwnedFd) -> i32 {
     // The program's ends alone: a reader must see them close with it.
-    let _ = super::redirect(&[0, 1, 2]);
+    let _ = super::redirect_to(null, &[0, 1, 2]);
     loop {
         let mut status = 0;
         // SAFETY: waits for the one child.

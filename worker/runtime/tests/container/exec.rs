@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::fixture::{Fixture, PATIENCE, alive, unified, until};
 
 /// Its exit code and what it printed on both streams.
-async fn finish(mut exec: Exec) -> Result<(i32, String)> {
+pub(crate) async fn finish(mut exec: Exec) -> Result<(i32, String)> {
     let mut text = String::new();
     let reading = async {
         exec.stdin.take();
@@ -21,7 +21,7 @@ async fn finish(mut exec: Exec) -> Result<(i32, String)> {
     Ok((code, text))
 }
 
-fn words(args: &[&str]) -> ExecSpec {
+pub(crate) fn words(args: &[&str]) -> ExecSpec {
     ExecSpec { args: args.iter().map(ToString::to_string).collect(), ..ExecSpec::default() }
 }
 

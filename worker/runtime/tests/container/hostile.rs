@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::Instant;
 
 use anyhow::Result;
 use skep_runtime::Mount;
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, PATIENCE};
 
 /// CVE-2019-19921, CVE-2023-27561, CVE-2023-28642, CVE-2026-41579.
 #[tokio::test]
@@ -100,14 +101,21 @@ async fn mount_targets_through_links() -> Result<()> {
 #[tokio::test]
 async fn account_files_without_end() -> Result<()> {
     let fixture = Fixture::new()?;
-    let group = fs::File::create(fixture.layer.join("etc/group"))?;
-    group.set_len(1 << 30)?;
-    let error = fixture.runtime.create(&fixture.shell("big", "true")).await.expect_err("too large").to_string();
-    assert!(error.contains("etc/group"), "{error}");
-    fs::remove_file(fixture.layer.join("etc/group"))?;
-    let made = std::process::Command::new("mkfifo").arg(fixture.layer.join("etc/group")).status()?;
-    assert!(made.success());
-    let error = fixture.runtime.create(&fixture.shell("pipe", "true")).await.expect_err("would block").to_string();
-    assert!(error.contains("etc/group"), "{error}");
+    for name in ["group", "passwd"] {
+        let path = fixture.layer.join("etc").join(name);
+        let good = fs::read(&path)?;
+        fs::File::create(&path)?.set_len(1 << 30)?;
+        let begun = Instant::now();
+        let error = fixture.runtime.create(&fixture.shell("big", "true")).await.expect_err("too large").to_string();
+        assert!(error.contains(&format!("etc/{name}")), "{error}");
+        assert!(begun.elapsed() < PATIENCE / 4, "it was read to the end");
+        fs::remove_file(&path)?;
+        let made = std::process::Command::new("mkfifo").arg(&path).status()?;
+        assert!(made.success());
+        let error = fixture.runtime.create(&fixture.shell("pipe", "true")).await.expect_err("would block").to_string();
+        assert!(error.contains(&format!("etc/{name}")), "{error}");
+        fs::remove_file(&path)?;
+        fs::write(&path, good)?;
+    }
     Ok(())
 }

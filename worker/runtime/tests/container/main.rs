@@ -7,6 +7,7 @@ mod crash;
 mod exec;
 mod fixture;
 mod hostile;
+mod hostile_exec;
 mod isolation;
 mod kernel_paths;
 mod lifecycle;
