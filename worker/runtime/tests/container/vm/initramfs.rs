@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::machine::Kernel;
 
-/// In the order in which they are loaded. The others make memory that swaps into itself, where they are modules.
-const MODULES: &[&str] = &["fs/overlayfs/overlay", "crypto/lzo-rle", "mm/zsmalloc", "drivers/block/zram/zram"];
+/// With what they depend on. All but the first make memory that swaps into itself, as far as they are modules.
+const MODULES: &[&str] = &["overlay", "lzo_rle", "zram"];
 
 /// The first program. The first root can't be left behind by `pivot_root`, as containers do: a view of it can.
 const FIRST: &str = "#!/bin/sh
@@ -89,21 +89,16 @@ impl Tree {
         Ok(())
     }
 
-    /// What the kernel doesn't have built in.
+    /// What the kernel doesn't have built in, each after what it depends on.
     pub(super) fn modules(&mut self, kernel: &Kernel) -> Result<()> {
-        for (number, name) in MODULES.iter().enumerate() {
-            let plain = kernel.modules.join(format!("{name}.ko"));
-            let packed = kernel.modules.join(format!("{name}.ko.xz"));
-            let bytes = if plain.exists() {
-                std::fs::read(plain)?
-            } else if packed.exists() {
-                let unpacked = Command::new("busybox").arg("xzcat").arg(&packed).output().context("busybox xzcat")?;
-                ensure!(unpacked.status.success(), "{} can't be unpacked", packed.display());
-                unpacked.stdout
-            } else {
-                continue;
-            };
-            self.file(Path::new(&format!("/modules/{number}.ko")), bytes);
+        let mut found = BTreeMap::new();
+        find_modules(&kernel.modules, &mut found)?;
+        let mut order = Vec::new();
+        for name in MODULES {
+            load(name, &found, &mut order, 0)?;
+        }
+        for (number, (_, bytes)) in order.into_iter().enumerate() {
+            self.file(Path::new(&format!("/modules/{number:02}.ko")), bytes);
         }
         Ok(())
     }
@@ -142,6 +137,43 @@ impl Tree {
         entry(&mut out, 0, 0, "TRAILER!!!", &[]);
         out
     }
+}
+
+/// All modules below a directory by name, in which `-` is `_`.
+fn find_modules(directory: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<()> {
+    for entry in std::fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let entry = entry?;
+        let file = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() {
+            find_modules(&entry.path(), found)?;
+        } else if let Some((name, "" | ".xz")) = file.split_once(".ko") {
+            found.insert(name.replace('-', "_"), entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Appends a module's dependencies and then itself; what isn't there is built in, or missed when it is needed.
+fn load(name: &str, found: &BTreeMap<String, PathBuf>, order: &mut Vec<(String, Vec<u8>)>, depth: usize) -> Result<()> {
+    ensure!(depth < 8, "modules depend on each other: {name}");
+    let Some(path) = found.get(name).filter(|_| !order.iter().any(|(known, _)| known == name)) else { return Ok(()) };
+    let bytes = if path.extension().is_some_and(|extension| extension == "xz") {
+        let unpacked = Command::new("busybox").arg("xzcat").arg(path).output().context("busybox xzcat")?;
+        ensure!(unpacked.status.success(), "{} can't be unpacked", path.display());
+        unpacked.stdout
+    } else {
+        std::fs::read(path)?
+    };
+    // A string in a section of the module's own: "depends=" and names with commas between them.
+    const KEY: &[u8] = b"\0depends=";
+    if let Some(start) = bytes.windows(KEY.len()).position(|window| window == KEY) {
+        let names = bytes[start + KEY.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
+        for dependency in String::from_utf8_lossy(names).split(',') {
+            load(&dependency.replace('-', "_"), found, order, depth + 1)?;
+        }
+    }
+    order.push((name.to_owned(), bytes));
+    Ok(())
 }
 
 /// One member: a magic number, thirteen numbers of eight digits, the name and the content, each padded to four bytes.
