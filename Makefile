@@ -54,14 +54,13 @@ setup-build: ## install what building needs and is missing
 	$(call install-missing,$(BUILD_PACKAGES))
 	@if ! command -v "$(CARGO)" >/dev/null; then \
 		install="curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --default-toolchain none"; \
-		if [ "$(RUSTUP)" = yes ]; then \
-			echo "installing rustup"; eval "$$install"; \
-		else \
+		if [ "$(RUSTUP)" = no ]; then \
 			echo "Rust is missing. Install it with" >&2; \
 			echo "    $$install" >&2; \
-			echo "or say \`make RUSTUP=yes ...\` to have that done; the toolchain itself is fetched by the first build." >&2; \
+			echo "the toolchain itself is fetched by the first build." >&2; \
 			exit 1; \
 		fi; \
+		echo "installing rustup (https://rustup.rs) for Rust; \`make RUSTUP=no ...\` leaves that to you"; eval "$$install"; \
 	fi
 	@wanted=$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml); \
 	found=$$("$(CARGO)" --version | cut -d ' ' -f 2); \
