@@ -94,6 +94,23 @@ pub(crate) fn choose(
     }
 }
 
+/// The addresses of a member for which new ones may be given: what is not given stays as it is.
+pub(crate) fn change(
+    old: &Addresses,
+    listen: &str,
+    advertise: &str,
+    data_path: &str,
+    machine: &[Interface],
+) -> Result<Addresses, Error> {
+    let or = |given: &str, old: String| if given.is_empty() { old } else { given.to_owned() };
+    let listen = resolve("--listen-addr", &or(listen, old.listen.to_string()), PORT, machine)?;
+    // The address stays, and is told with the port that is listened on; another port was chosen on purpose.
+    let port = if old.advertise.port() == old.listen.port() { listen.port() } else { old.advertise.port() };
+    let told = or(advertise, SocketAddr::new(old.advertise.ip(), port).to_string());
+    let sent = if advertise.is_empty() { or(data_path, old.data_path.to_string()) } else { data_path.to_owned() };
+    choose(&listen.to_string(), &told, &sent, machine)
+}
+
 /// `address`, `address:port`, `interface` or `interface:port`.
 fn resolve(flag: &'static str, text: &str, port: u16, machine: &[Interface]) -> Result<SocketAddr, Error> {
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -174,6 +191,47 @@ mod tests {
             (chosen.advertise.to_string().as_str(), chosen.data_path.to_string().as_str()),
             ("1.2.3.4:99", "5.6.7.8")
         );
+        Ok(())
+    }
+
+    #[test]
+    fn a_member_keeps_the_addresses_that_are_not_given_anew() -> anyhow::Result<()> {
+        let machine = machine(&[("eth0", "10.1.1.1"), ("eth1", "10.2.2.2")]);
+        let old = |listen: &str, advertise: &str, data_path: &str| -> anyhow::Result<Addresses> {
+            Ok(Addresses { listen: listen.parse()?, advertise: advertise.parse()?, data_path: data_path.parse()? })
+        };
+        // listen, advertise, data path before; given; after
+        let table = [
+            (
+                ("0.0.0.0:2377", "10.9.9.9:2377", "10.9.9.8"),
+                ("", "", ""),
+                ("0.0.0.0:2377", "10.9.9.9:2377", "10.9.9.8"),
+            ),
+            (
+                ("0.0.0.0:2377", "10.9.9.9:2377", "10.9.9.8"),
+                ("0.0.0.0:2377", "10.1.1.1", ""),
+                ("0.0.0.0:2377", "10.1.1.1:2377", "10.1.1.1"),
+            ),
+            (
+                ("0.0.0.0:2377", "10.9.9.9:2377", "10.9.9.9"),
+                ("", "eth1", "eth0"),
+                ("0.0.0.0:2377", "10.2.2.2:2377", "10.1.1.1"),
+            ),
+            (
+                ("0.0.0.0:2377", "10.9.9.9:2377", "10.9.9.9"),
+                ("0.0.0.0:99", "", ""),
+                ("0.0.0.0:99", "10.9.9.9:99", "10.9.9.9"),
+            ),
+            (
+                ("0.0.0.0:2377", "10.9.9.9:5000", "10.9.9.9"),
+                ("0.0.0.0:99", "", ""),
+                ("0.0.0.0:99", "10.9.9.9:5000", "10.9.9.9"),
+            ),
+        ];
+        for (before, given, after) in table {
+            let changed = change(&old(before.0, before.1, before.2)?, given.0, given.1, given.2, &machine)?;
+            assert_eq!(changed, old(after.0, after.1, after.2)?, "{before:?} {given:?}");
+        }
         Ok(())
     }
 

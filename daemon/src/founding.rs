@@ -64,6 +64,7 @@ pub(crate) fn first_objects(
             founding.pools.clone()
         },
         subnet_size: or(founding.subnet_size, SUBNET_SIZE),
+        generation_base: 0,
         meta: None,
     };
     check_pools(&cluster)?;

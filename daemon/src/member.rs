@@ -32,8 +32,9 @@ const DIAL_WITHIN: Duration = Duration::from_secs(1);
 const LEAVE_WITHIN: Duration = Duration::from_secs(30);
 /// How long a certificate for a new role may take.
 const CERTIFICATE_WITHIN: Duration = Duration::from_secs(10);
-/// How long to wait before a change of role is tried again.
-const ROLE_RETRY: Duration = Duration::from_secs(1);
+/// How long to wait before a change of role is tried again: at first, and, doubled each time, at most. What is in its way
+/// is a manager that is away.
+const ROLE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How often a manager looks whether it is in the group.
 const LEADER_KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -54,6 +55,8 @@ pub(crate) enum Beginning {
     Join,
     /// It goes on with what is on disk.
     Resume,
+    /// It goes on with what is on disk, as the only manager of a new cluster.
+    Force,
 }
 
 /// A running member.
@@ -114,7 +117,7 @@ impl Member {
             Err(error) => {
                 // A voter that vanishes would count against the others' quorum for ever.
                 if let Some(running) = running {
-                    if joined && let Err(error) = running.manager.leave().await {
+                    if joined && let Err(error) = running.manager.leave(&[]).await {
                         tracing::warn!(error = %error, "the other managers still count on this one; remove it there");
                     }
                     running.shutdown().await;
@@ -178,22 +181,33 @@ impl Member {
     /// Makes a manager of this node, or takes that away, as the managers want it.
     async fn keep_role(self: Arc<Self>) {
         let mut assigned = self.worker.assignments_changed();
+        let mut pause = ROLE_RETRY.0;
         loop {
             assigned.borrow_and_update();
             if let Some(wanted) = self.worker.wanted_role()
                 && wanted != self.role()
             {
                 if let Err(error) = self.change_role(wanted).await {
-                    tracing::warn!(role = ?wanted, error = format!("{error:#}"), "the change of role did not succeed yet");
-                    tokio::time::sleep(ROLE_RETRY).await;
+                    let error = format!("{error:#}");
+                    tracing::warn!(role = ?wanted, error, again = ?pause, "the change of role did not succeed yet");
+                    self.pause_while_wanted(wanted, pause).await;
+                    pause = (pause * 2).min(ROLE_RETRY.1);
                     continue;
                 }
                 tracing::info!(role = ?wanted, "this node has a new role");
             }
+            pause = ROLE_RETRY.0;
             if assigned.changed().await.is_err() {
                 return;
             }
         }
+    }
+
+    /// Waits; not any longer when the managers have changed their mind.
+    async fn pause_while_wanted(&self, wanted: Role, pause: Duration) {
+        let mut assigned = self.worker.assignments_changed();
+        let other = async { while self.worker.wanted_role() == Some(wanted) && assigned.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(pause, other).await;
     }
 
     async fn change_role(&self, wanted: Role) -> Result<()> {
@@ -201,7 +215,9 @@ impl Member {
             && let Some(manager) = self.manager()
         {
             // Out of the group first: a refusal, because the rest would have no quorum, leaves this manager what it is.
-            manager.leave().await?;
+            // The managers of the session too: those that this one remembers may be gone.
+            let known = self.worker.managers().borrow().clone();
+            manager.leave(&known).await?;
         }
         let mut identity = self.identity.watch();
         if identity.borrow_and_update().subject.role != wanted {
@@ -214,7 +230,7 @@ impl Member {
         }
         match wanted {
             Role::Manager => {
-                let membership = self.membership();
+                let membership = self.numbered()?;
                 let running = start_manager(&self.config, &self.identity, &membership, None, Beginning::Join).await?;
                 *self.manager.write().unwrap_or_else(PoisonError::into_inner) = Some(running);
             }
@@ -229,26 +245,53 @@ impl Member {
         Ok(())
     }
 
+    /// The membership with a number for the group that no member has ever had: a new log has made none of the promises
+    /// of the one before it.
+    fn numbered(&self) -> Result<Membership> {
+        let has_log = self.config.data_dir.join("raft").exists();
+        self.remember(|membership| {
+            if !has_log {
+                membership.raft_id = membership::new_raft_id();
+            }
+        })
+    }
+
     /// Remembers where managers are, for the next start.
     async fn keep_managers(self: Arc<Self>) {
         let mut managers = self.worker.managers();
         loop {
             let known = managers.borrow_and_update().clone();
-            let changed = {
-                let mut membership = self.membership.write().unwrap_or_else(PoisonError::into_inner);
-                let changed = membership.managers != known;
-                membership.managers = known;
-                changed.then(|| membership.clone())
-            };
-            if let Some(membership) = changed
-                && let Err(error) = membership::save(&self.config.data_dir, &membership)
-            {
-                tracing::warn!(error = %error, "the managers' addresses can't be kept for a restart");
+            if let Err(error) = self.remember(|membership| membership.managers = known) {
+                tracing::warn!(error = format!("{error:#}"), "the managers' addresses can't be kept for a restart");
             }
             if managers.changed().await.is_err() {
                 return;
             }
         }
+    }
+
+    /// A forced cluster stands: remembers that nothing is left to be done.
+    pub(crate) fn forced(&self) -> Result<()> {
+        self.remember(|membership| membership.forcing = false).map(|_| ())
+    }
+
+    /// Changes what is remembered of the swarm, on disk and here.
+    fn remember(&self, change: impl FnOnce(&mut Membership)) -> Result<Membership> {
+        let mut held = self.membership.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = held.clone();
+        change(&mut next);
+        if next != *held {
+            // Under the lock: of two changes the later one has to be the one that stays.
+            membership::save(&self.config.data_dir, &next)
+                .context("what this node knows of its swarm can't be kept")?;
+            held.clone_from(&next);
+        }
+        Ok(next)
+    }
+
+    /// Who this node is.
+    pub(crate) fn identity(&self) -> Holder {
+        self.identity.clone()
     }
 
     pub(crate) fn node_id(&self) -> String {
@@ -291,7 +334,7 @@ impl Member {
         let manager = self.manager();
         if let Some(manager) = manager
             && !manager.other_managers().is_empty()
-            && let Err(error) = manager.leave().await
+            && let Err(error) = manager.leave(&[]).await
         {
             tracing::warn!(error = %error, "the other managers still count on this one; remove it there");
         }
@@ -355,9 +398,14 @@ async fn start_manager(
         node_id: identity.current().subject.node_id.clone(),
         raft_id: membership.raft_id,
         address: membership.addresses.advertise.to_string(),
+        former_raft_ids: membership.former_raft_ids.clone(),
         key: membership::data_key(&config.data_dir)?,
     };
-    let manager = Manager::start(manager_config, Arc::new(Dialer::new(identity.clone()))).await?;
+    let dialer = Arc::new(Dialer::new(identity.clone()));
+    let manager = match beginning {
+        Beginning::Force => Manager::force_new_cluster(manager_config, dialer).await?,
+        _ => Manager::start(manager_config, dialer).await?,
+    };
     let (stop, server) = (CancellationToken::new(), TaskTracker::new());
     let serving = Serving { listener, routes: manager.routes(), holder: identity.clone(), gate: None };
     let serve = identity::serve(serving, stop.clone());
@@ -379,7 +427,7 @@ async fn begin(manager: &Manager, membership: &Membership, beginning: Beginning)
         Beginning::Found(first) => manager.bootstrap(first).await?,
         Beginning::Join => manager.join(&membership.managers).await?,
         // Whether it is in the group yet, `keep_admitted` looks after.
-        Beginning::Resume => {}
+        Beginning::Resume | Beginning::Force => {}
     }
     Ok(())
 }

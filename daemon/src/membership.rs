@@ -14,8 +14,34 @@ pub(crate) struct Membership {
     pub(crate) addresses: Addresses,
     /// Its number in the consensus group, whether it is in it or not.
     pub(crate) raft_id: u64,
+    /// Numbers that it had before a new cluster was forced here, newest last; at most [`FORMER`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) former_raft_ids: Vec<u64>,
+    /// A new cluster is being forced: whatever happens, the next start goes on with that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) forcing: bool,
     /// Managers that it knew last, `host:port`.
     pub(crate) managers: Vec<String>,
+}
+
+/// Former numbers that are kept: managers of the groups that they were in may come back even years later, but nobody
+/// forces clusters that often.
+const FORMER: usize = 16;
+
+/// A number for the consensus group; 0 is never one.
+pub(crate) fn new_raft_id() -> u64 {
+    rand::random::<u64>().max(1)
+}
+
+impl Membership {
+    /// The membership of a node that is about to force a new cluster, with these addresses.
+    pub(crate) fn forced(&self, addresses: Addresses, raft_id: u64) -> Self {
+        let mut former = self.former_raft_ids.clone();
+        former.push(self.raft_id);
+        former.drain(..former.len().saturating_sub(FORMER));
+        // No other manager is left to be asked.
+        Self { addresses, raft_id, former_raft_ids: former, forcing: true, managers: Vec::new() }
+    }
 }
 
 /// Where it is kept.
@@ -78,6 +104,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_of_an_earlier_version_is_read() -> anyhow::Result<()> {
+        let text = r#"{"addresses": {"listen": "0.0.0.0:2377", "advertise": "10.0.0.1:2377", "data_path": "10.0.0.1"},
+                       "raft_id": 7, "managers": []}"#;
+        let read: Membership = serde_json::from_str(text)?;
+        assert_eq!((read.raft_id, read.forcing, read.former_raft_ids.len()), (7, false, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn a_forced_cluster_remembers_what_the_node_was_and_not_for_ever() -> anyhow::Result<()> {
+        let addresses = Addresses {
+            listen: "0.0.0.0:2377".parse()?,
+            advertise: "10.0.0.1:2377".parse()?,
+            data_path: "10.0.0.1".parse()?,
+        };
+        let mut membership = Membership {
+            addresses: addresses.clone(),
+            raft_id: 100,
+            former_raft_ids: Vec::new(),
+            forcing: false,
+            managers: vec!["10.0.0.2:2377".into()],
+        };
+        for id in 0..100 {
+            membership = membership.forced(addresses.clone(), id);
+        }
+        assert_eq!((membership.raft_id, membership.forcing, membership.managers.len()), (99, true, 0));
+        assert_eq!((membership.former_raft_ids.len(), membership.former_raft_ids.last()), (FORMER, Some(&98)));
+        Ok(())
+    }
+
+    #[test]
     fn what_is_saved_comes_back_until_it_is_forgotten() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
         assert_eq!(load(dir.path())?, None);
@@ -88,6 +145,8 @@ mod tests {
                 data_path: "10.0.0.1".parse()?,
             },
             raft_id: 7,
+            former_raft_ids: Vec::new(),
+            forcing: false,
             managers: vec!["10.0.0.2:2377".into()],
         };
         save(dir.path(), &membership)?;

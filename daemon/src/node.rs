@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
+use futures::future::BoxFuture;
 use skep_image::Store;
 use skep_manager::Manager;
 use skep_manager::ca::{self, RootCa};
@@ -91,7 +92,25 @@ impl Node {
         };
         let clock = Clock::default();
         let identity = Identity::load(&self.identity_dir(), &clock)?.context("this node's certificate is gone")?;
+        if membership.forcing {
+            return self.enter_forced(self.holder(identity), membership, None).await;
+        }
         self.enter(self.holder(identity), membership, None, Beginning::Resume).await
+    }
+
+    /// Goes on alone; once that is done, the next start is one like any other.
+    async fn enter_forced(
+        &self,
+        identity: Holder,
+        membership: Membership,
+        listener: Option<tokio::net::TcpListener>,
+    ) -> Result<()> {
+        self.enter(identity, membership, listener, Beginning::Force).await?;
+        if let Some(member) = self.member() {
+            member.forced()?;
+        }
+        tracing::warn!("a new cluster was forced: this manager is its only one");
+        Ok(())
     }
 
     fn holder(&self, identity: Identity) -> Holder {
@@ -134,17 +153,19 @@ impl Node {
     /// Founds a swarm. Input is checked, and the port bound, before anything is written.
     pub(crate) async fn init(self: Arc<Self>, request: Init) -> Result<String, Failure> {
         let _one = self.changing.lock().await;
-        self.require_no_swarm()?;
         if request.force_new_cluster {
-            return Err(Failure::Unsupported("force-new-cluster is not available yet".to_owned()));
+            // Boxed by hand: the compiler loses count of the futures otherwise.
+            let forced: BoxFuture<'_, _> = Box::pin(self.force_new_cluster(&request));
+            return forced.await;
         }
+        self.require_no_swarm()?;
         let addresses = self.addresses(&request.addresses)?;
         let listener = member::listen(addresses.listen).await.map_err(internal)?;
         let node_id = skep_proto::id::new();
         let founding = founding::Founding {
             cluster_id: skep_proto::id::new(),
             node_id: node_id.clone(),
-            raft_id: raft_id(),
+            raft_id: membership::new_raft_id(),
             address: addresses.advertise.to_string(),
             description: self.machine.description(&self.config, addresses.data_path),
             data_path_port: if request.data_path_port == 0 {
@@ -165,9 +186,72 @@ impl Node {
             ns => skep_proto::time::duration(ns),
         };
         let identity = Identity::found(&root, &subject, life, &Clock::default()).map_err(internal)?;
-        let membership = Membership { addresses, raft_id: founding.raft_id, managers: Vec::new() };
+        let membership = self.new_membership(addresses, founding.raft_id, Vec::new());
         let entered = self.enter_new(identity, membership, Some(listener), Beginning::Found(first)).await;
         entered.map(|()| node_id).map_err(internal)
+    }
+
+    /// Makes a swarm of this manager alone out of what it has of its own, which has lost its quorum. What can be checked
+    /// is checked before anything stops. From the moment at which the intention is on disk there is no way back: a crash
+    /// or a failure leaves a node that goes on with it at its next start, or when it is asked again.
+    async fn force_new_cluster(&self, request: &Init) -> Result<String, Failure> {
+        let data_dir = &self.config.data_dir;
+        let old = membership::load(data_dir).map_err(internal)?.ok_or_else(|| {
+            Failure::Unavailable(
+                "This node is not part of a swarm, so there is nothing to make a new cluster of. Leave \
+                 --force-new-cluster out to found a swarm."
+                    .to_owned(),
+            )
+        })?;
+        let member = self.member();
+        let identity = match &member {
+            Some(member) => member.identity(),
+            None => {
+                let loaded = Identity::load(&self.identity_dir(), &Clock::default()).map_err(internal)?;
+                self.holder(loaded.ok_or_else(|| internal(anyhow::anyhow!("this node's certificate is gone")))?)
+            }
+        };
+        // A manager of long standing, not one that was never taken into the group.
+        let is_manager = match &member {
+            Some(member) => member.manager().is_some_and(|m| !m.raft().members().is_empty()),
+            None => identity.current().is_manager() && data_dir.join("raft").exists(),
+        };
+        if !is_manager {
+            return Err(Failure::Unavailable(
+                "This node is not a swarm manager. Only a manager has the state that a new cluster can be made of; run \
+                 this command on a manager node."
+                    .to_owned(),
+            ));
+        }
+        let given = &request.addresses;
+        let machine = addresses::interfaces().map_err(internal)?;
+        let addresses = addresses::change(&old.addresses, &given.listen, &given.advertise, &given.data_path, &machine)
+            .map_err(|e| Failure::Invalid(e.to_string()))?;
+        // What this node's manager itself listens on is free once that has stopped.
+        let listener = match &member {
+            Some(member) if member.membership().addresses.listen == addresses.listen => None,
+            _ => Some(member::listen(addresses.listen).await.map_err(internal)?),
+        };
+        let node_id = identity.current().subject.node_id.clone();
+        let membership = old.forced(addresses, membership::new_raft_id());
+        if let Some(member) = member {
+            // Its keepers write the same file.
+            *self.member.write().unwrap_or_else(PoisonError::into_inner) = None;
+            member.shutdown().await;
+        }
+        let entered = match membership::save(data_dir, &membership) {
+            Ok(()) => self.enter_forced(identity, membership, listener).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = &entered {
+            let why = format!("a new cluster could not be forced: {error:#}; ask for it again, or restart the daemon");
+            *self.broken.write().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        }
+        entered.map(|()| node_id).map_err(internal)
+    }
+
+    fn new_membership(&self, addresses: Addresses, raft_id: u64, managers: Vec<String>) -> Membership {
+        Membership { addresses, raft_id, former_raft_ids: Vec::new(), forcing: false, managers }
     }
 
     /// Joins a swarm.
@@ -184,7 +268,7 @@ impl Node {
             Role::Manager => Some(member::listen(addresses.listen).await.map_err(internal)?),
             Role::Worker => None,
         };
-        let membership = Membership { addresses, raft_id: raft_id(), managers: remotes };
+        let membership = self.new_membership(addresses, membership::new_raft_id(), remotes);
         self.enter_new(identity, membership, listener, Beginning::Join).await.map_err(internal)
     }
 
@@ -428,11 +512,6 @@ fn leave_warning(others: usize) -> String {
 
 fn internal(error: impl Into<anyhow::Error>) -> Failure {
     Failure::Internal(format!("{:#}", error.into()))
-}
-
-/// A number for the consensus group; 0 is never one.
-fn raft_id() -> u64 {
-    rand::random::<u64>().max(1)
 }
 
 /// An id of this installation, made once.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use skep_plan::Inputs;
-use skep_proto::v1::{NodeState, ObjectKind, Role};
+use skep_proto::v1::{Node, ObjectKind, Role};
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{Control, now_ns};
@@ -20,8 +20,11 @@ const GATHER: Duration = Duration::from_millis(2);
 const AT_LEAST: Duration = Duration::from_millis(250);
 /// Leadership that could not be confirmed is asked for again after this.
 const CONFIRM_AGAIN: Duration = Duration::from_millis(20);
-/// A demotion that was refused is tried again this often.
-const DEMOTE_AGAIN: Duration = Duration::from_secs(1);
+/// Managers that are to be demoted are looked for at least this often.
+const DEMOTIONS: Duration = Duration::from_secs(1);
+/// A demotion that was refused is tried again after the first of these, then after twice as long, up to the second: what
+/// is in its way is a manager that is away, and that may last.
+const DEMOTE_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How long the proposals of one round may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -58,14 +61,57 @@ async fn lead(control: &Control) {
 /// Takes managers whose role was taken away out of the group. Beside the rounds: it may wait for a member to catch up.
 async fn demotions(control: &Control) {
     let mut applied = control.store.applied();
+    let mut refused = Refused::default();
     loop {
         applied.borrow_and_update();
-        demote(control, &control.store.view()).await;
+        let view = control.store.view();
+        let wanted: Vec<&str> = demoted(&view).map(|node| node.id.as_str()).collect();
+        refused.retain(&wanted);
+        let now = Instant::now();
+        for id in wanted {
+            if !refused.is_due(id, now) {
+                continue;
+            }
+            if let Err(status) = remove_member(control, id).await {
+                let again = refused.note(id, Instant::now());
+                let error = status.message();
+                tracing::warn!(node.id = id, error, again = ?again, "the manager could not be demoted yet");
+            }
+        }
         tokio::select! {
             _ = applied.changed() => {}
-            () = tokio::time::sleep(DEMOTE_AGAIN) => {}
+            () = tokio::time::sleep(DEMOTIONS) => {}
         }
         tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// Managers whose role was taken away and who are still in the group.
+fn demoted(view: &store::View) -> impl Iterator<Item = &Node> {
+    let is_worker = |node: &Node| node.spec.as_ref().is_some_and(|s| s.role() == Role::Worker);
+    view.state.nodes().map(AsRef::as_ref).filter(move |node: &&Node| node.manager.is_some() && is_worker(node))
+}
+
+/// Demotions that were refused: when each is due again, and the pause before that.
+#[derive(Debug, Default)]
+struct Refused(BTreeMap<String, (Instant, Duration)>);
+
+impl Refused {
+    /// Forgets those that are not wanted any more.
+    fn retain(&mut self, wanted: &[&str]) {
+        self.0.retain(|id, _| wanted.contains(&id.as_str()));
+    }
+
+    fn is_due(&self, id: &str, now: Instant) -> bool {
+        self.0.get(id).is_none_or(|(due, _)| *due <= now)
+    }
+
+    /// One more refusal; returns the pause.
+    fn note(&mut self, id: &str, now: Instant) -> Duration {
+        let (first, longest) = DEMOTE_AGAIN;
+        let pause = self.0.get(id).map_or(first, |(_, pause)| (*pause * 2).min(longest));
+        self.0.insert(id.to_owned(), (now + pause, pause));
+        pause
     }
 }
 
@@ -134,19 +180,23 @@ async fn round(control: &Control) -> Result<Duration, store::Error> {
     Ok(wake)
 }
 
-/// A manager whose role was taken away leaves the group, one a round; a group that would lose its quorum stays as it is.
-async fn demote(control: &Control, view: &store::View) {
-    let demoted =
-        view.state.nodes().find(|n| n.manager.is_some() && n.spec.as_ref().is_some_and(|s| s.role() == Role::Worker));
-    let Some(node) = demoted else { return };
-    let reachable = node.status.as_ref().map(skep_proto::v1::NodeStatus::state);
-    if let Err(status) = remove_member(control, &node.id).await {
-        let up = reachable == Some(NodeState::Ready);
-        tracing::warn!(
-            node.id = node.id,
-            node.ready = up,
-            error = status.message(),
-            "could not demote the manager yet"
-        );
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_demotion_comes_back_later_each_time_and_is_forgotten_when_it_is_not_wanted() {
+        let mut refused = Refused::default();
+        let start = Instant::now();
+        assert!(refused.is_due("a", start));
+        let pauses: Vec<u64> = (0..7).map(|_| refused.note("a", start).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+        assert!(!refused.is_due("a", start + Duration::from_secs(29)));
+        assert!(refused.is_due("a", start + Duration::from_secs(30)));
+        assert!(refused.is_due("b", start));
+        refused.retain(&["a"]);
+        assert!(!refused.is_due("a", start));
+        refused.retain(&[]);
+        assert!(refused.is_due("a", start));
     }
 }

@@ -9,6 +9,8 @@ mod action;
 pub mod ca;
 pub mod control;
 pub mod dispatch;
+mod door;
+mod forced;
 mod intake;
 mod leader;
 pub mod liveness;
@@ -43,6 +45,9 @@ use store::Store;
 /// Messages of our own calls: an assignment of a big node, a secret, a service list.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
+/// How long the state of a forced cluster may take to be told.
+const FORCE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// How long a new manager keeps asking to be taken into the group.
 const JOIN_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -57,6 +62,8 @@ pub struct Config {
     pub raft_id: u64,
     /// `host:port` at which the other managers reach it.
     pub address: String,
+    /// Numbers that it had before it forced a new cluster.
+    pub former_raft_ids: Vec<u64>,
     /// Encrypts what is on disk.
     pub key: [u8; 32],
 }
@@ -70,6 +77,9 @@ pub enum Error {
     /// The first state was refused.
     #[error("the new cluster's first state was not accepted")]
     FirstState(#[source] store::Error),
+    /// The state of a forced cluster still lists other managers.
+    #[error("the new cluster was forced, but its state could not be told so; force it again")]
+    Forced(#[source] store::Error),
     /// The other managers would not have it.
     #[error("manager {address} did not take this node into the group: {why}")]
     Membership {
@@ -98,10 +108,55 @@ pub struct Manager {
 impl Manager {
     /// Opens the state on disk and starts every loop. A manager that is in no group yet waits to be joined.
     pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Self, Error> {
-        let store = Arc::new(Store::default());
-        let raft_config = raft::Config::new(config.dir, config.raft_id, config.address.clone(), config.key);
-        let machine: Arc<dyn raft::StateMachine> = Arc::clone(&store) as _;
-        let raft = Arc::new(Raft::open(raft_config, machine, Arc::clone(&dialer)).await?);
+        let (store, raft_config) = Self::prepare(&config);
+        let raft = Raft::open(raft_config, Arc::clone(&store) as _, Arc::clone(&dialer)).await?;
+        Ok(Self::over(config, store, raft, dialer))
+    }
+
+    /// Opens the state on disk as that of a new cluster whose only manager is this one, under a number that it did not
+    /// have before. Doing it again, after a crash at any point, is harmless.
+    ///
+    /// # Errors
+    /// There is no state, or it can't be written. Afterwards it is as it was, or the cluster is this manager's alone.
+    pub async fn force_new_cluster(config: Config, dialer: Arc<dyn Dialer>) -> Result<Self, Error> {
+        let (store, raft_config) = Self::prepare(&config);
+        let raft = Raft::force_new_cluster(raft_config, Arc::clone(&store) as _, Arc::clone(&dialer)).await?;
+        let manager = Self::over(config, store, raft, dialer);
+        let told = manager.tell_state().await;
+        if told.is_err() {
+            manager.shutdown().await;
+        }
+        told.map(|()| manager)
+    }
+
+    /// Has the state say what consensus knows: that there is no other manager.
+    async fn tell_state(&self) -> Result<(), Error> {
+        let until = tokio::time::Instant::now() + FORCE_DEADLINE;
+        self.raft.read_barrier(FORCE_DEADLINE).await?;
+        loop {
+            let view = self.store.view();
+            let actions = forced::sole_manager(&view.state, &self.node_id, self.raft_id, &self.address);
+            if actions.is_empty() {
+                return Ok(());
+            }
+            match store::propose(&self.raft, control::now_ns(), actions, FORCE_DEADLINE).await {
+                // Somebody else wrote to one of the nodes meanwhile.
+                Ok(_) | Err(store::Error::Refused(_)) if tokio::time::Instant::now() < until => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(Error::Forced(error)),
+            }
+        }
+    }
+
+    fn prepare(config: &Config) -> (Arc<Store>, raft::Config) {
+        let mut raft_config = raft::Config::new(config.dir.clone(), config.raft_id, config.address.clone(), config.key);
+        raft_config.former.clone_from(&config.former_raft_ids);
+        (Arc::default(), raft_config)
+    }
+
+    /// Starts every loop of a manager.
+    fn over(config: Config, store: Arc<Store>, raft: Raft, dialer: Arc<dyn Dialer>) -> Self {
+        let raft = Arc::new(raft);
         let liveness = Arc::new(Liveness::default());
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -112,7 +167,7 @@ impl Manager {
         tasks.spawn(relay::run(items, Arc::clone(&raft), dialer, Arc::clone(&intake), stop.clone()));
         tasks.spawn(leader::run(control.clone(), stop.clone()));
         let dispatcher = Arc::new(Dispatcher::new(Arc::clone(&store), relay, stop.child_token()));
-        Ok(Self {
+        Self {
             node_id: config.node_id,
             raft_id: config.raft_id,
             address: config.address,
@@ -123,7 +178,7 @@ impl Manager {
             store,
             tasks,
             stop,
-        })
+        }
     }
 
     /// Founds a cluster with this manager alone and the given first objects.
@@ -153,14 +208,19 @@ impl Manager {
         .await
     }
 
-    /// Leaves the group in good order; refused when the rest would have no quorum.
-    pub async fn leave(&self) -> Result<(), Error> {
+    /// Leaves the group in good order; refused when the rest would have no quorum. Asked are the managers that this one
+    /// knows, then `others`.
+    pub async fn leave(&self, others: &[String]) -> Result<(), Error> {
+        let mut managers = self.other_managers();
+        managers.extend(others.iter().filter(|other| **other != self.address).cloned());
+        managers.sort_unstable();
+        managers.dedup();
         let request = LeaveRaftRequest { node_id: self.node_id.clone() };
         if self.raft.leadership().borrow().is_self {
             // Hand over first: the one who leads can't take itself out in one step.
             self.raft.transfer_leadership().await?;
         }
-        self.ask_leader(&self.other_managers(), move |mut client| {
+        self.ask_leader(&managers, move |mut client| {
             let request = request.clone();
             Box::pin(async move { client.leave_raft(request).await.map(|_| ()) })
         })
@@ -243,7 +303,7 @@ impl Manager {
                     .max_decoding_message_size(MAX_MESSAGE),
             )
             .add_service(PeersServer::new(peers).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(self.raft.service())
+            .add_service(self.raft.service(Arc::new(door::Door(Arc::clone(&self.store)))))
             .add_service(ca::service(Arc::new(membership::Members(self.control.clone()))))
     }
 

@@ -74,7 +74,13 @@ impl Members {
         loop {
             match self.write_once(&command).await {
                 Err(status) if status.code() == Code::AlreadyExists && again => return Ok(()),
-                Err(status) if status.code() == Code::Unavailable && Instant::now() < until => again = true,
+                Err(status) if status.code() == Code::Unavailable && Instant::now() < until => {
+                    // An election is over before this; what isn't, the caller has to know.
+                    if tokio::time::timeout(Duration::ZERO, self.0.raft.leaderless()).await.is_ok() {
+                        return Err(status);
+                    }
+                    again = true;
+                }
                 done => return done,
             }
             tokio::time::sleep(PAUSE).await;

@@ -4,7 +4,7 @@
 //! certificate of this cluster. Services ask here; none looks at certificates itself.
 
 use skep_proto::v1::Role;
-use tonic::{Request, Status};
+use tonic::{Extensions, Request, Status};
 
 /// The holder of a verified node certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,16 +19,23 @@ pub struct Peer {
 
 /// The caller, if it showed a certificate of either role.
 pub fn require_node<T>(request: &Request<T>) -> Result<Peer, Status> {
-    request
-        .extensions()
-        .get::<Peer>()
-        .cloned()
-        .ok_or_else(|| Status::unauthenticated("this call needs a node's certificate: join the cluster first"))
+    node_of(request.extensions()).cloned()
 }
 
 /// The caller, if its certificate is a manager's.
 pub fn require_manager<T>(request: &Request<T>) -> Result<Peer, Status> {
-    let peer = require_node(request)?;
+    manager_of(request.extensions()).cloned()
+}
+
+fn node_of(caller: &Extensions) -> Result<&Peer, Status> {
+    caller
+        .get::<Peer>()
+        .ok_or_else(|| Status::unauthenticated("this call needs a node's certificate: join the cluster first"))
+}
+
+/// The caller beside whose request these extensions lie, if its certificate is a manager's.
+pub(crate) fn manager_of(caller: &Extensions) -> Result<&Peer, Status> {
+    let peer = node_of(caller)?;
     if peer.role == Role::Manager {
         Ok(peer)
     } else {

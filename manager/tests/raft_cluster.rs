@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use raft_support::{Cluster, SECOND, put, until};
 use skep_manager::raft::{Config, Error, Raft};
+use skep_proto::v1::raft_client::RaftClient;
+use skep_proto::v1::{RaftAppendRequest, RaftLogId, RaftReadIndexRequest, RaftVote, RaftVoteRequest};
+use tonic::Code;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -297,6 +300,135 @@ async fn a_lost_quorum_is_given_up_by_hand() {
     cluster.kill(survivor).await;
     cluster.restart(survivor).await;
     cluster.propose_anywhere(put("and", "on"), LONG).await;
+    cluster.stop().await;
+}
+
+/// Makes three managers, kills them, and has the third go on alone with what it has.
+async fn forced() -> Cluster {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    cluster.raft(leader).propose(put("before", "v"), LONG).await.unwrap();
+    until("the third has all", || cluster.get(3, "before").is_some()).await;
+    for id in cluster.ids() {
+        cluster.kill(id).await;
+    }
+    cluster.force(3).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn managers_of_a_group_that_was_given_up_end_their_part_when_they_come_back() {
+    let mut cluster = forced().await;
+    cluster.raft(3).propose(put("after", "v"), LONG).await.unwrap();
+    // Two of three: a quorum of what they remember.
+    cluster.restart(1).await;
+    cluster.restart(2).await;
+    for id in [1, 2] {
+        until("the old manager has ended its part", || {
+            matches!(cluster.raft(id).failure(), Some(Error::Superseded { .. }))
+        })
+        .await;
+        let refused = cluster.raft(id).propose(put("no", "v"), SECOND).await.unwrap_err();
+        assert!(matches!(refused, Error::Superseded { .. }), "{refused:?}");
+        assert!(!cluster.leads(id));
+    }
+    cluster.raft(3).propose(put("and on", "v"), LONG).await.unwrap();
+    assert!(cluster.get(3, "before").is_some() && cluster.get(3, "after").is_some());
+    assert_eq!(cluster.raft(3).members().len(), 1);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_while_a_cluster_is_forced_is_mended_by_doing_it_again() {
+    let mut cluster = forced().await;
+    for _ in 0..2 {
+        cluster.kill(3).await;
+        cluster.force(3).await;
+        assert!(cluster.get(3, "before").is_some());
+        cluster.raft(3).propose(put("again", "v"), LONG).await.unwrap();
+    }
+    cluster.kill(3).await;
+    cluster.restart(3).await;
+    cluster.propose_anywhere(put("last", "v"), LONG).await;
+    assert!(cluster.get(3, "before").is_some() && cluster.get(3, "again").is_some());
+    cluster.stop().await;
+}
+
+/// What a manager answers to a vote request, to a heartbeat and to a question about the log of a manager that claims to
+/// be far ahead; `None`: it was listened to.
+async fn claim(cluster: &Cluster, asked: u64, from: u64) -> [Option<Code>; 3] {
+    let channel = cluster.dialer(from).channel(&cluster.address(asked)).unwrap();
+    let mut client = RaftClient::new(channel);
+    let vote = Some(RaftVote { term: 1000, node: from, committed: false });
+    let last = Some(RaftLogId { term: 1000, node: from, index: 1_000_000 });
+    let request = RaftVoteRequest { to: asked, vote, last, ..RaftVoteRequest::default() };
+    let voted = client.vote(request).await.err();
+    let led = Some(RaftVote { committed: true, ..vote.unwrap() });
+    let request = RaftAppendRequest { to: asked, vote: led, prev: last, ..RaftAppendRequest::default() };
+    let appended = client.append(request).await.err();
+    let told = client.read_index(RaftReadIndexRequest { to: asked, from }).await.err();
+    [voted, appended, told].map(|answer| answer.map(|status| status.code()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_manager_that_comes_back_is_heard_by_nobody() {
+    let mut cluster = Cluster::start(4).await;
+    cluster.propose_anywhere(put("before", "v"), LONG).await;
+    until("the fourth has all", || cluster.get(4, "before").is_some()).await;
+    // It does not learn of its removal, and knows a quorum that it could ask.
+    cluster.kill(4).await;
+    let leader = cluster.leader().await;
+    cluster.raft(leader).remove_member(4).await.unwrap();
+    cluster.raft(leader).propose(put("after", "v"), LONG).await.unwrap();
+    for id in 1..=3 {
+        until("everyone knows", || cluster.get(id, "after").is_some()).await;
+    }
+    let term = cluster.raft(leader).leadership().borrow().term;
+    // Whatever it says that it has, and whichever term it claims.
+    for id in 1..=3 {
+        let voted = claim(&cluster, id, 4).await;
+        assert_eq!(voted, [Some(Code::PermissionDenied); 3], "manager {id} listened to a removed one");
+    }
+    cluster.restart(4).await;
+    let refused = cluster.raft(4).propose(put("no", "v"), 4 * SECOND).await.unwrap_err();
+    assert!(matches!(refused, Error::NotLeader { leader: None }), "{refused:?}");
+    assert_eq!(cluster.get(4, "after"), None, "nobody sends it the log");
+    // Also without a leader, when votes are wanted: three are left, and two of them elect.
+    let leader = cluster.leader().await;
+    assert!(leader != 4 && cluster.raft(leader).leadership().borrow().term == term, "it disturbed the others");
+    cluster.kill(leader).await;
+    let next = cluster.propose_anywhere(put("next", "v"), LONG).await;
+    assert_ne!(next, 4);
+    // With one left, the removed one's vote is no help.
+    cluster.kill(next).await;
+    let last = cluster.running().find(|id| *id != 4).unwrap();
+    until("the loss shows", || cluster.raft(last).leadership().borrow().leader.is_none()).await;
+    let refused = cluster.raft(last).propose(put("no", "v"), 2 * SECOND).await.unwrap_err();
+    assert!(matches!(refused, Error::NotLeader { leader: None }), "{refused:?}");
+    assert!(!cluster.leads(4) && !cluster.leads(last));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_leader_in_vain_is_told_soon_and_then_at_once() {
+    let mut cluster = Cluster::start(3).await;
+    let survivor = cluster.follower().await;
+    let others: Vec<u64> = cluster.ids().filter(|id| *id != survivor).collect();
+    for id in others {
+        cluster.kill(id).await;
+    }
+    until("the loss shows", || cluster.raft(survivor).leadership().borrow().leader.is_none()).await;
+    let begun = Instant::now();
+    let refused = cluster.raft(survivor).propose(put("no", "v"), LONG).await.unwrap_err();
+    assert!(matches!(refused, Error::NotLeader { leader: None } | Error::NoQuorum { .. }), "{refused:?}");
+    let first = begun.elapsed();
+    assert!(first < LONG / 2, "{first:?}");
+    let begun = Instant::now();
+    cluster.raft(survivor).propose(put("no", "v"), LONG).await.unwrap_err();
+    cluster.raft(survivor).read_barrier(LONG).await.unwrap_err();
+    let then = begun.elapsed();
+    assert!(then < SECOND, "{then:?}");
+    eprintln!("no leader: told after {first:?}, then after {then:?}");
     cluster.stop().await;
 }
 

@@ -590,6 +590,7 @@ impl Cluster for Membership {
             data_path_port: 4789,
             default_address_pools: vec!["10.0.0.0/8".to_owned()],
             subnet_size: 24,
+            generation_base: 0,
         };
         let node = v1::Node {
             id: id.clone(),

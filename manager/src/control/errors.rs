@@ -9,8 +9,33 @@ use tonic::{Code, Status};
 
 use crate::{raft, store};
 
+/// What clients know as the sign that there is no leader.
+const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more \
+                         than half of the managers are online.";
+
+/// Metadata key by which managers tell each other the same.
+const LEADERLESS: &str = "skep-leaderless";
+
+/// There is no leader, and has not been one for a while.
+pub(crate) fn leaderless(why: Option<&str>) -> Status {
+    let text = why.map_or_else(|| NO_LEADER.to_owned(), |why| format!("{NO_LEADER} ({why})"));
+    let mut status = Status::unavailable(text);
+    status.metadata_mut().insert(LEADERLESS, tonic::metadata::MetadataValue::from_static("1"));
+    status
+}
+
+/// Whether a manager answered that there is no leader.
+pub(crate) fn is_leaderless(status: &Status) -> bool {
+    status.metadata().contains_key(LEADERLESS)
+}
+
 /// A failure of consensus.
 pub(crate) fn raft(error: raft::Error) -> Status {
+    match &error {
+        raft::Error::NotLeader { leader: None } => return leaderless(None),
+        raft::Error::NoQuorum { .. } => return leaderless(Some(&error.to_string())),
+        _ => {}
+    }
     let code = match &error {
         raft::Error::TooLarge { .. } => Code::InvalidArgument,
         // It may have happened: nobody may try it again unseen.

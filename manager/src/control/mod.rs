@@ -1,8 +1,10 @@
 //! The cluster's API among managers: checks who calls, sends the call to the leader, and there to its handler.
 //!
-//! Every manager serves every call. A handler runs on the leader only, against a state that is known to be current;
-//! it validates with `skep-plan` (pure) and proposes one all-or-nothing command. Callers: the Engine API of the same
-//! node (in process), other managers (gRPC).
+//! Every manager serves every call. A handler works against a state that is known to be current. One that changes
+//! something runs on the leader only: it validates with `skep-plan` (pure) and proposes one all-or-nothing command. One
+//! that only reads the state (`anywhere`) runs where it is asked, behind a read barrier: it sees everything that was
+//! acknowledged before the call, by any manager. Callers: the Engine API of the same node (in process), other managers
+//! (gRPC).
 
 mod cluster;
 mod errors;
@@ -85,11 +87,27 @@ pub(crate) fn now_ns() -> i64 {
     unix_ns(SystemTime::now())
 }
 
-/// One line a call: the trait's method, its messages, and the handler that answers it on the leader.
+/// One line a call: the trait's method, its messages, and the handler that answers it: on the leader, or `anywhere`.
 macro_rules! control_calls {
-    ($($method:ident($request:ident) -> $response:ident = $module:ident::$handler:ident $(, identified by $id:ident)?;)*) => {
+    (
+        anywhere { $($r_method:ident($r_request:ident) -> $r_response:ident = $r_module:ident::$r_handler:ident;)* }
+        leader {
+            $($method:ident($request:ident) -> $response:ident = $module:ident::$handler:ident
+                $(, identified by $id:ident)?;)*
+        }
+    ) => {
         #[tonic::async_trait]
         impl control_server::Control for Control {
+            $(
+                async fn $r_method(
+                    &self,
+                    request: Request<skep_proto::v1::$r_request>,
+                ) -> Result<Response<skep_proto::v1::$r_response>, Status> {
+                    route::authorise(self, &request)?;
+                    $r_module::$r_handler(self, request.into_inner()).await.map(Response::new)
+                }
+            )*
+
             $(
                 async fn $method(
                     &self,
@@ -131,31 +149,36 @@ macro_rules! control_calls {
 }
 
 control_calls! {
-    get_cluster(GetClusterRequest) -> Cluster = cluster::get;
-    update_cluster(UpdateClusterRequest) -> Cluster = cluster::update;
-    list_nodes(ListNodesRequest) -> ListNodesResponse = nodes::list;
-    get_node(GetRequest) -> Node = nodes::get;
-    update_node(UpdateNodeRequest) -> Node = nodes::update;
-    remove_node(RemoveNodeRequest) -> Empty = nodes::remove;
-    create_service(CreateServiceRequest) -> CreateServiceResponse = services::create, identified by id;
-    update_service(UpdateServiceRequest) -> UpdateServiceResponse = services::update;
-    remove_service(GetRequest) -> Empty = services::remove;
-    get_service(GetRequest) -> Service = services::get;
-    list_services(ListServicesRequest) -> ListServicesResponse = services::list;
-    get_task(GetRequest) -> TaskView = tasks::get;
-    list_tasks(ListTasksRequest) -> ListTasksResponse = tasks::list;
-    create_network(CreateNetworkRequest) -> Network = networks::create, identified by id;
-    get_network(GetRequest) -> Network = networks::get;
-    list_networks(ListNetworksRequest) -> ListNetworksResponse = networks::list;
-    remove_network(GetRequest) -> Empty = networks::remove;
-    create_secret(CreateSecretRequest) -> Secret = secrets::create_secret, identified by id;
-    get_secret(GetRequest) -> Secret = secrets::get_secret;
-    list_secrets(ListSecretsRequest) -> ListSecretsResponse = secrets::list_secrets;
-    update_secret(UpdateSecretRequest) -> Secret = secrets::update_secret;
-    remove_secret(GetRequest) -> Empty = secrets::remove_secret;
-    create_config(CreateConfigRequest) -> Config = secrets::create_config, identified by id;
-    get_config(GetRequest) -> Config = secrets::get_config;
-    list_configs(ListConfigsRequest) -> ListConfigsResponse = secrets::list_configs;
-    update_config(UpdateConfigRequest) -> Config = secrets::update_config;
-    remove_config(GetRequest) -> Empty = secrets::remove_config;
+    anywhere {
+        get_cluster(GetClusterRequest) -> Cluster = cluster::get;
+        get_service(GetRequest) -> Service = services::get;
+        list_services(ListServicesRequest) -> ListServicesResponse = services::list;
+        get_task(GetRequest) -> TaskView = tasks::get;
+        list_tasks(ListTasksRequest) -> ListTasksResponse = tasks::list;
+        get_network(GetRequest) -> Network = networks::get;
+        list_networks(ListNetworksRequest) -> ListNetworksResponse = networks::list;
+        get_secret(GetRequest) -> Secret = secrets::get_secret;
+        list_secrets(ListSecretsRequest) -> ListSecretsResponse = secrets::list_secrets;
+        get_config(GetRequest) -> Config = secrets::get_config;
+        list_configs(ListConfigsRequest) -> ListConfigsResponse = secrets::list_configs;
+    }
+    leader {
+        update_cluster(UpdateClusterRequest) -> Cluster = cluster::update;
+        // Only the leader knows which managers answer it.
+        list_nodes(ListNodesRequest) -> ListNodesResponse = nodes::list;
+        get_node(GetRequest) -> Node = nodes::get;
+        update_node(UpdateNodeRequest) -> Node = nodes::update;
+        remove_node(RemoveNodeRequest) -> Empty = nodes::remove;
+        create_service(CreateServiceRequest) -> CreateServiceResponse = services::create, identified by id;
+        update_service(UpdateServiceRequest) -> UpdateServiceResponse = services::update;
+        remove_service(GetRequest) -> Empty = services::remove;
+        create_network(CreateNetworkRequest) -> Network = networks::create, identified by id;
+        remove_network(GetRequest) -> Empty = networks::remove;
+        create_secret(CreateSecretRequest) -> Secret = secrets::create_secret, identified by id;
+        update_secret(UpdateSecretRequest) -> Secret = secrets::update_secret;
+        remove_secret(GetRequest) -> Empty = secrets::remove_secret;
+        create_config(CreateConfigRequest) -> Config = secrets::create_config, identified by id;
+        update_config(UpdateConfigRequest) -> Config = secrets::update_config;
+        remove_config(GetRequest) -> Empty = secrets::remove_config;
+    }
 }

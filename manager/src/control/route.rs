@@ -1,6 +1,7 @@
 //! Which manager answers a call: the leader; whoever else is asked forwards, waits out an election, and tries again as
 //! long as the deadline lasts. Trying again is safe: creations carry the id that the first manager chose, updates name
-//! the version they were made from.
+//! the version they were made from. Calls that only read the state are answered by whoever is asked. When there has been
+//! no leader for some seconds, there won't be one soon, and the caller is told.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use skep_proto::v1::control_client::ControlClient;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use super::{CALL_DEADLINE, Control};
+use super::{CALL_DEADLINE, Control, errors};
 use crate::raft::Leadership;
 
 /// Metadata key that counts how often a call was forwarded.
@@ -17,6 +18,9 @@ const HOPS: &str = "skep-hops";
 
 /// Two managers that each believe the other leads must not play ping-pong for ever.
 const MAX_HOPS: u32 = 3;
+
+/// How long a call is tried again after a leader has said that it has no quorum: an election takes less.
+const LEADERLESS: Duration = Duration::from_secs(3);
 
 /// How long the leader is given for one attempt before the next one is tried.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -65,13 +69,15 @@ pub(super) enum Target {
 pub(super) struct Router<'a> {
     control: &'a Control,
     hops: u32,
+    begun: Instant,
     until: Instant,
     last: Option<Status>,
 }
 
 impl<'a> Router<'a> {
     pub(super) fn new(control: &'a Control, hops: u32) -> Self {
-        Self { control, hops, until: Instant::now() + CALL_DEADLINE, last: None }
+        let begun = Instant::now();
+        Self { control, hops, begun, until: begun + CALL_DEADLINE, last: None }
     }
 
     /// Waits for a leader and says where it is; an error once the deadline has passed.
@@ -80,12 +86,16 @@ impl<'a> Router<'a> {
             return Err(Status::unavailable("the managers do not agree on a leader yet; try again"));
         }
         let mut leadership = self.control.raft.leadership();
-        let remaining = self.until.saturating_duration_since(Instant::now());
-        let known = tokio::time::timeout(remaining, leadership.wait_for(|l| l.is_self || l.leader.is_some())).await;
+        let known = tokio::select! {
+            biased;
+            known = leadership.wait_for(|l| l.is_self || l.leader.is_some()) => Some(known.map(|found| found.clone())),
+            () = self.control.raft.leaderless() => None,
+            () = tokio::time::sleep_until(self.until.into()) => None,
+        };
         let Leadership { leader, is_self, .. } = match known {
-            Ok(Ok(found)) => found.clone(),
-            Ok(Err(_)) => return Err(Status::unavailable("this manager is shutting down")),
-            Err(_) => return Err(self.exhausted()),
+            Some(Ok(found)) => found,
+            Some(Err(_)) => return Err(Status::unavailable("this manager is shutting down")),
+            None => return Err(self.exhausted()),
         };
         if is_self {
             return Ok(Target::Here);
@@ -115,6 +125,8 @@ impl<'a> Router<'a> {
             }
         };
         match answer {
+            // It has lost its quorum and says so to others sooner than it shows.
+            Err(status) if errors::is_leaderless(&status) && self.begun.elapsed() >= LEADERLESS => Some(Err(status)),
             Err(status) if status.code() == Code::Unavailable && Instant::now() < self.until => {
                 self.last = Some(status);
                 // A dead leader refuses at once; its successor takes an election to appear.
@@ -126,9 +138,7 @@ impl<'a> Router<'a> {
     }
 
     fn exhausted(&self) -> Status {
-        let why = self.last.as_ref().map_or_else(String::new, |s| format!(" (last answer: {})", s.message()));
-        Status::unavailable(format!(
-            "the cluster has no leader: more than half of its managers must be up and reach each other{why}"
-        ))
+        let why = self.last.as_ref().filter(|s| !errors::is_leaderless(s));
+        errors::leaderless(why.map(|s| format!("last answer: {}", s.message())).as_deref())
     }
 }

@@ -1,4 +1,4 @@
-//! Which generation a node's wires show, as far as its manager knows. Pure.
+//! Which generation a node's wires show, as far as its manager knows. Pure. Generations are log indexes here.
 //!
 //! A node whose assignment a change does not touch is sent nothing, and has nothing to acknowledge: what it shows is
 //! right for the newer generation too.

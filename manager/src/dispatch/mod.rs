@@ -19,6 +19,7 @@ use skep_proto::v1::{
     NodeBeat, NodeChange, NodeState, NodeStatus, PublishLogsRequest, PublishLogsResponse, ReportRequest,
     ReportResponse, SessionMessage, SessionRequest, TaskStatusReport, dispatcher_server,
 };
+use skep_state::State;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -158,8 +159,8 @@ impl dispatcher_server::Dispatcher for DispatcherService {
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
         let peer = require_node(&request)?;
         let message = request.into_inner();
-        let session = self
-            .0
+        let this = &self.0;
+        let session = this
             .session_of(&peer.node_id)
             .filter(|s| s.id == message.session_id)
             .ok_or_else(|| Status::not_found("this session has ended; open a new one"))?;
@@ -173,7 +174,7 @@ impl dispatcher_server::Dispatcher for DispatcherService {
             .acknowledged
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .worker_applied(message.applied_generation);
+            .worker_applied(message.applied_generation.saturating_sub(generation_base(&this.store.view().state)));
         // The statuses go first: whoever acts on the acknowledgement should know them.
         for report in message.statuses {
             self.0.relay.send(Item::Status(TaskStatusReport { node_id: peer.node_id.clone(), ..report })).await?;
@@ -191,6 +192,11 @@ impl dispatcher_server::Dispatcher for DispatcherService {
         self.0.subscriptions.publish(&peer.node_id, request.into_inner()).await?;
         Ok(Response::new(PublishLogsResponse {}))
     }
+}
+
+/// What is added to a log index to make the generation that nodes are told.
+fn generation_base(state: &State) -> u64 {
+    state.cluster().map_or(0, |cluster| cluster.generation_base)
 }
 
 /// Waits until this manager knows the node; a node that stays unknown was removed from the cluster.

@@ -9,7 +9,7 @@ use skep_proto::v1::{AssignmentChange, ManagerList, NodeBeat, Registered, Sessio
 use tonic::Status;
 
 use super::relay::Item;
-use super::{Dispatcher, Session};
+use super::{Dispatcher, Session, generation_base};
 use crate::store::View;
 
 /// Changes that come this close together travel in one message.
@@ -71,7 +71,7 @@ async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> 
         let (put, remove) = assignment::diff(&held, &next);
         if first || !put.is_empty() || !remove.is_empty() {
             let change = AssignmentChange {
-                generation: view.index,
+                generation: generation_base(&view.state) + view.index,
                 complete: first,
                 put: put.into_iter().map(Arc::unwrap_or_clone).collect(),
                 remove,

@@ -44,6 +44,11 @@ pub struct Config {
     pub max_in_flight_bytes: usize,
     /// Time that adding or removing a manager or handing over leadership may take.
     pub change_limit: Duration,
+    /// Time without a leader after which callers are told so instead of waiting for one.
+    pub leaderless: Duration,
+    /// Numbers that this node had before it went on alone (see [`super::Raft::force_new_cluster`]): whoever still means
+    /// one of them is told that its group was given up.
+    pub former: Vec<u64>,
 }
 
 impl Config {
@@ -64,6 +69,8 @@ impl Config {
             max_in_flight: 8192,
             max_in_flight_bytes: 64 << 20,
             change_limit: Duration::from_secs(25),
+            leaderless: Duration::from_secs(3),
+            former: Vec::new(),
         }
     }
 

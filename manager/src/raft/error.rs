@@ -119,6 +119,15 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A new cluster was forced on another manager, which goes on without this one.
+    #[error(
+        "manager {id:x} belongs to a group that was given up: a new cluster was forced on another manager; leave the swarm \
+         with --force and join it again"
+    )]
+    Superseded {
+        /// This manager.
+        id: u64,
+    },
     /// The log or a snapshot cannot be used.
     #[error("{reason}")]
     Storage {

@@ -62,7 +62,7 @@ impl Inner {
         let (mut client, _) = self.pool.client(&leader.address, Lane::Control).map_err(|e| Error::Membership {
             reason: format!("the new leader at {} is not reachable: {e}", leader.address),
         })?;
-        let request = v1::RaftRemoveMemberRequest { to: leader.id, id };
+        let request = v1::RaftRemoveMemberRequest { to: leader.id, id, from: self.config.node };
         match timeout_at(limit.end, client.remove_member(request)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) => Err(Error::Membership {

@@ -7,6 +7,7 @@
 //! Called by the manager's control and leader loops (`propose`, `read_barrier`, `leadership`), and by the daemon, which
 //! mounts [`Raft::service`] and provides the [`Dialer`].
 
+mod admission;
 mod anchor;
 mod config;
 mod crypt;
@@ -37,6 +38,7 @@ use openraft::errors::{InitializeError, RaftError};
 use skep_proto::v1::raft_server::RaftServer;
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 pub use config::Config;
@@ -45,7 +47,7 @@ pub use service::Service;
 
 use crypt::Cipher;
 use log_store::{Closer, LogStore};
-use monitor::Heard;
+use monitor::{Heard, Leaderless};
 use network::{Network, Pool};
 use propose::Limit;
 use snapshot::SnapshotStore;
@@ -85,6 +87,16 @@ pub trait Dialer: Send + Sync + 'static {
     /// # Errors
     /// An address or identity that cannot be used.
     fn channel(&self, address: &str) -> io::Result<Channel>;
+}
+
+/// Tells who is at the other end of a call. Asked at every call, so it has to be quick.
+pub trait Door: Send + Sync + 'static {
+    /// Whether the caller may speak as the member `id`: it holds a manager's certificate, and nothing is known that
+    /// contradicts. That a node is a member is decided by the consensus room itself.
+    ///
+    /// # Errors
+    /// The answer for the caller.
+    fn admit(&self, caller: &tonic::Extensions, id: u64) -> Result<(), tonic::Status>;
 }
 
 /// A manager that leads.
@@ -149,6 +161,9 @@ pub(crate) struct Inner {
     /// Held while a snapshot is received.
     pub(crate) incoming: Semaphore,
     pub(crate) heard: Heard,
+    pub(crate) leaderless: Leaderless,
+    /// Cancelled when the engine is about to be ended on purpose: nobody is let in any more.
+    pub(crate) ending: CancellationToken,
 }
 
 /// One node of the consensus.
@@ -201,6 +216,8 @@ impl Raft {
             changes: Mutex::new(()),
             incoming: Semaphore::new(1),
             heard: Heard::default(),
+            leaderless: Leaderless::default(),
+            ending: CancellationToken::new(),
             config,
         });
         let monitor = tokio::spawn(Arc::clone(&inner).monitor());
@@ -222,8 +239,19 @@ impl Raft {
             Err(RaftError::APIError(other)) => return Err(Error::Membership { reason: other.to_string() }),
             Err(RaftError::Fatal(fatal)) => return Err(fatal.into()),
         }
-        self.inner.wait_for_leader(&Limit::new(SETTLE)).await?;
+        self.settle().await?;
         self.inner.read_barrier(SETTLE).await.map(|_| ())
+    }
+
+    /// Waits until this node, which is alone, leads.
+    async fn settle(&self) -> Result<()> {
+        let mut leadership = self.inner.leadership.subscribe();
+        let led = tokio::time::timeout(SETTLE, leadership.wait_for(|now| now.is_self)).await;
+        if matches!(led, Ok(Ok(_))) {
+            return Ok(());
+        }
+        self.inner.running()?;
+        Err(Error::NotLeader { leader: None })
     }
 
     /// Commits a command and returns what the state machine answered on this node. Waits for an election or a lost
@@ -243,6 +271,12 @@ impl Raft {
     /// `NotLeader` (none is known), `NoQuorum`, `Timeout`, `Stopped`.
     pub async fn read_barrier(&self, within: Duration) -> Result<u64> {
         self.inner.read_barrier(within).await
+    }
+
+    /// Returns once no leader has been known for [`Config::leaderless`], at once if that is so already: whoever waits for
+    /// one had better say so to those who wait for him.
+    pub async fn leaderless(&self) {
+        self.inner.leaderless().await;
     }
 
     /// Who leads, as it changes.
@@ -307,9 +341,9 @@ impl Raft {
         self.transfer_leadership().await.map(|_| ())
     }
 
-    /// The gRPC service that the other managers call.
-    pub fn service(&self) -> RaftServer<Service> {
-        RaftServer::new(Service { inner: Arc::clone(&self.inner) })
+    /// The gRPC service that the other managers call, behind a door.
+    pub fn service(&self, door: Arc<dyn Door>) -> RaftServer<Service> {
+        RaftServer::new(Service { inner: Arc::clone(&self.inner), door })
             .max_decoding_message_size(config::MESSAGE_BYTES)
             .max_encoding_message_size(config::MESSAGE_BYTES)
     }
@@ -325,6 +359,7 @@ impl Raft {
     pub async fn shutdown(&self) {
         let Some((closer, monitor)) = self.owned.lock().await.take() else { return };
         self.inner.in_flight.close();
+        self.inner.ending.cancel();
         monitor.abort();
         match tokio::time::timeout(SHUTDOWN, self.inner.core.shutdown()).await {
             Ok(Ok(())) => {}

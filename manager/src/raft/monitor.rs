@@ -4,9 +4,9 @@
 //! (check-quorum), so that whoever acts on leadership stops. The same loop asks for a snapshot when the log has grown
 //! by bytes rather than by entries.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::error::{Error, Result};
 use super::types::Metrics;
@@ -35,6 +35,7 @@ impl Inner {
             self.leadership.send_if_modified(|old| {
                 let modified = *old != leadership;
                 if modified {
+                    self.leaderless.note(old, &leadership);
                     tracing::info!(
                         node.id = self.config.node,
                         term = leadership.term,
@@ -46,6 +47,16 @@ impl Inner {
                 }
                 modified
             });
+            if self.pool.superseded() {
+                tracing::error!(
+                    node.id = self.config.node,
+                    "another manager has gone on without this one (a new cluster was forced); this manager ends its part"
+                );
+                if let Err(error) = self.core.shutdown().await {
+                    tracing::error!(error = %error, "raft engine did not end in order");
+                }
+                break;
+            }
             if let Err(fatal) = &now.running_state {
                 tracing::error!(node.id = self.config.node, error = %fatal, "raft engine stopped");
                 break;
@@ -63,9 +74,24 @@ impl Inner {
 
     pub(crate) fn nobody_leads(&self) {
         self.leadership.send_modify(|now| {
-            now.leader = None;
-            now.is_self = false;
+            let next = Leadership { leader: None, is_self: false, ..*now };
+            self.leaderless.note(now, &next);
+            *now = next;
         });
+    }
+
+    /// Returns once no leader has been known for [`super::Config::leaderless`]; at once if that is so already.
+    pub(crate) async fn leaderless(&self) {
+        let mut leadership = self.leadership.subscribe();
+        loop {
+            if leadership.wait_for(|now| now.leader.is_none()).await.is_err() {
+                return;
+            }
+            let left = self.config.leaderless.saturating_sub(self.leaderless.since().elapsed());
+            if tokio::time::timeout(left, leadership.wait_for(|now| now.leader.is_some())).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The engine's metrics as of now.
@@ -75,6 +101,9 @@ impl Inner {
 
     /// An error once the engine has ended.
     pub(crate) fn running(&self) -> Result<()> {
+        if self.pool.superseded() {
+            return Err(Error::Superseded { id: self.config.node });
+        }
         match self.metrics().running_state {
             Ok(()) => Ok(()),
             Err(fatal) => Err(fatal.into()),
@@ -112,14 +141,14 @@ impl Inner {
 
 /// When the leader's last sign of life came. The library remembers who was voted for, not whether it lives.
 pub(crate) struct Heard {
-    start: std::time::Instant,
+    start: Instant,
     /// Milliseconds after `start`, plus one; 0: never.
     last: AtomicU64,
 }
 
 impl Default for Heard {
     fn default() -> Self {
-        Self { start: std::time::Instant::now(), last: AtomicU64::new(0) }
+        Self { start: Instant::now(), last: AtomicU64::new(0) }
     }
 }
 
@@ -136,6 +165,28 @@ impl Heard {
     fn ago(&self) -> Option<Duration> {
         let last = self.last.load(Ordering::Relaxed).checked_sub(1)?;
         Some(Duration::from_millis(self.millis().saturating_sub(last)))
+    }
+}
+
+/// Since when nobody leads, as far as this node knows.
+pub(crate) struct Leaderless(Mutex<Instant>);
+
+impl Default for Leaderless {
+    fn default() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+}
+
+impl Leaderless {
+    /// The moment at which the last leader was lost; without meaning while there is one.
+    fn since(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, before: &Leadership, now: &Leadership) {
+        if before.leader.is_some() && now.leader.is_none() {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
     }
 }
 

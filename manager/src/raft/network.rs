@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,9 @@ const SNAPSHOT: Duration = Duration::from_secs(60);
 const SNAPSHOT_PER_MIB: Duration = Duration::from_secs(1);
 /// Connections kept; more only come with addresses that are no longer in use.
 const CONNECTIONS: usize = 128;
+
+/// Metadata key of a refusal: the member that was meant has forced a new cluster and goes on alone.
+pub(crate) const SUPERSEDED: &str = "skep-superseded";
 
 /// Which of a peer's connections.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -86,13 +89,19 @@ impl Health {
 pub(crate) struct Pool {
     dialer: Arc<dyn Dialer>,
     open: Mutex<HashMap<(String, Lane), Connection>>,
+    superseded: AtomicBool,
 }
 
 type Connection = (Channel, Arc<Health>);
 
 impl Pool {
     pub(crate) fn new(dialer: Arc<dyn Dialer>) -> Self {
-        Self { dialer, open: Mutex::new(HashMap::new()) }
+        Self { dialer, open: Mutex::new(HashMap::new()), superseded: AtomicBool::new(false) }
+    }
+
+    /// Whether a member of this node's group has said that it has gone on without the others.
+    pub(crate) fn superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed)
     }
 
     /// A client for one call.
@@ -181,9 +190,17 @@ impl Peer {
                 health.success();
                 Ok(response.into_inner())
             }
-            Ok(Err(status)) => Err(refused(&status)),
+            Ok(Err(status)) => Err(self.refused(&status)),
             Err(_) => Err(Timeout { action, id: self.me, target: self.target, timeout: limit }.into()),
         }
+    }
+
+    /// An answer that is none; one of them ends this node's part in the group.
+    fn refused(&self, status: &tonic::Status) -> RPCError<TypeConfig> {
+        if status.metadata().contains_key(SUPERSEDED) {
+            self.pool.superseded.store(true, Ordering::Relaxed);
+        }
+        refused(status)
     }
 
     fn stalled(&self) -> RPCError<TypeConfig> {
@@ -245,7 +262,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             let opened = tokio::time::timeout(STALL, client.append_stream(requests)).await;
             let responses = match opened {
                 Ok(Ok(response)) => response.into_inner(),
-                Ok(Err(status)) => return Err(refused(&status)),
+                Ok(Err(status)) => return Err(self.refused(&status)),
                 Err(_) => {
                     health.hung();
                     return Err(self.stalled());
@@ -298,7 +315,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         };
         let response = match sent {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return Err(refused(&status).into()),
+            Ok(Err(status)) => return Err(self.refused(&status).into()),
             Err(_) => {
                 let action = RPCTypes::InstallSnapshot;
                 return Err(Timeout { action, id: self.me, target: self.target, timeout: limit }.into());
@@ -341,7 +358,7 @@ impl Replies<'_> {
                     return Some(wire::appended_of(response).map_err(|e| bad(&e)));
                 }
                 Ok(Ok(None)) => return None,
-                Ok(Err(status)) => return Some(Err(refused(&status))),
+                Ok(Err(status)) => return Some(Err(self.peer.refused(&status))),
                 Err(_) if waiting => {
                     self.health.hung();
                     return Some(Err(self.peer.stalled()));

@@ -52,9 +52,10 @@ impl Inner {
         let _room = self.room(command.len(), &limit).await?;
         let command = Blob(command.into());
         loop {
-            let Ok(written) = timeout_at(limit.end, self.core.client_write(command.clone())).await else {
+            let Some(written) = self.in_time(&limit, self.core.client_write(command.clone())).await else {
                 let why = match self.quorum() {
                     Err(e) => e.to_string(),
+                    Ok(()) if self.leadership.borrow().leader.is_none() => "the leader was lost".into(),
                     Ok(()) => "the managers were too slow".into(),
                 };
                 return Err(Error::OutcomeUnknown { waited: limit.waited(), why });
@@ -99,13 +100,13 @@ impl Inner {
     }
 
     async fn read_index_here(&self, limit: &Limit) -> Result<Option<u64>> {
-        match timeout_at(limit.end, self.core.get_read_linearizer(ReadPolicy::ReadIndex)).await {
-            Ok(Ok(linearizer)) => Ok(Some(linearizer.read_log_id().index())),
-            Ok(Err(RaftError::APIError(
+        match self.in_time(limit, self.core.get_read_linearizer(ReadPolicy::ReadIndex)).await {
+            Some(Ok(linearizer)) => Ok(Some(linearizer.read_log_id().index())),
+            Some(Err(RaftError::APIError(
                 LinearizableReadError::ForwardToLeader(_) | LinearizableReadError::QuorumNotEnough(_),
             )))
-            | Err(_) => Ok(None),
-            Ok(Err(RaftError::Fatal(fatal))) => Err(fatal.into()),
+            | None => Ok(None),
+            Some(Err(RaftError::Fatal(fatal))) => Err(fatal.into()),
         }
     }
 
@@ -113,7 +114,7 @@ impl Inner {
         let (mut client, health) = self.pool.client(&leader.address, Lane::Control).ok()?;
         // A leader that is gone must not use up the whole deadline: its successor is known soon.
         let end = limit.end.min(Instant::now() + self.config.fresh());
-        let request = v1::RaftReadIndexRequest { to: leader.id };
+        let request = v1::RaftReadIndexRequest { to: leader.id, from: self.config.node };
         let response = timeout_at(end, client.read_index(request)).await.ok()?.ok()?;
         health.success();
         response.into_inner().id.map(|id| id.index)
@@ -157,15 +158,27 @@ impl Inner {
     /// Returns the leader, this node or another one.
     pub(crate) async fn wait_for_any_leader(&self, limit: &Limit) -> Result<Leader> {
         let mut leadership = self.leadership.subscribe();
-        let known = timeout_at(limit.end, leadership.wait_for(|now| now.leader.is_some())).await;
-        if let Ok(Ok(now)) = &known
+        let known = self.in_time(limit, leadership.wait_for(|now| now.leader.is_some())).await;
+        if let Some(Ok(now)) = &known
             && let Some(leader) = &now.leader
         {
             return Ok(leader.clone());
         }
+        drop(known);
         self.running()?;
         self.quorum()?;
         Err(Error::NotLeader { leader: None })
+    }
+
+    /// Awaits something that needs a leader: until the deadline, and not for longer than [`super::Config::leaderless`]
+    /// without one.
+    async fn in_time<T>(&self, limit: &Limit, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.leaderless() => None,
+            () = tokio::time::sleep_until(limit.end) => None,
+        }
     }
 
     /// What to do about a proposal that was refused before it entered the log: pause if it may be accepted here later.

@@ -1,27 +1,30 @@
 //! The server side: what this manager answers to the others.
 //!
-//! Mounted by the daemon behind mutual TLS that admits managers only; nothing here checks who calls, only whether the
-//! caller means this manager. Every stream that is read has a deadline between messages, and one snapshot is received at
-//! a time.
+//! Mounted behind mutual TLS. Every call says from which member it comes and which one it means: the [`Door`] checks
+//! the first against the caller's certificate, [`super::admission`] decides whether that member is listened to, and a
+//! call for another member is refused. Every stream that is read has a deadline between messages, and one snapshot is
+//! received at a time.
 
 use std::io::Write as _;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use openraft::ReadPolicy;
-use openraft::raft::AppendEntriesResponse;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use skep_proto::v1;
 use skep_proto::v1::raft_server;
 use skep_proto::v1::raft_snapshot_chunk::Kind;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
-use super::Inner;
+use super::admission::Own;
 use super::error::Error;
+use super::network::SUPERSEDED;
 use super::snapshot::{CHUNK, FrameWriter, SnapshotData, SnapshotFile};
-use super::types::{Snapshot, Vote};
-use super::wire;
+use super::types::{LogId, Snapshot, TypeConfig, Vote};
+use super::{Door, Inner, wire};
 
 /// Wait for the next part of a snapshot.
 const CHUNK_WAIT: Duration = Duration::from_secs(30);
@@ -31,8 +34,10 @@ const MAX_SNAPSHOT: u64 = 16 << 30;
 const REMOVE_WAIT: Duration = Duration::from_secs(10);
 
 /// Answers the other managers; made by [`super::Raft::service`].
+#[derive(Clone)]
 pub struct Service {
     pub(crate) inner: Arc<Inner>,
+    pub(crate) door: Arc<dyn Door>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -41,12 +46,50 @@ type AppendReplies = Pin<Box<dyn Stream<Item = Result<v1::RaftAppendResponse, St
 impl Service {
     /// Refuses a call that means another node: addresses get reused, logs must not mix.
     fn meant(&self, to: u64) -> Result<(), Status> {
+        if self.inner.ending.is_cancelled() {
+            return Err(stopped("it is being shut down"));
+        }
         let me = self.inner.config.node;
         if to == me {
             return Ok(());
         }
-        Err(Status::failed_precondition(format!("this is manager {me:x}, not {to:x}: the address has changed hands")))
+        let mut status =
+            Status::failed_precondition(format!("this is manager {me:x}, not {to:x}: the address has changed hands"));
+        if self.inner.config.former.contains(&to) {
+            status.metadata_mut().insert(SUPERSEDED, tonic::metadata::MetadataValue::from_static("1"));
+        }
+        Err(status)
     }
+
+    /// Refuses a caller that is not the member it says it is, or is none.
+    fn member(&self, caller: &Extensions, from: u64) -> Result<(), Status> {
+        self.door.admit(caller, from)?;
+        if self.own(|own| own.is_member(from)) { Ok(()) } else { Err(stranger(from)) }
+    }
+
+    /// Refuses a caller that is not the member it says it is, or must not ask for votes or lead any more.
+    fn listen(&self, caller: &Extensions, from: u64, last: Option<LogId>) -> Result<(), Status> {
+        self.door.admit(caller, from)?;
+        if self.own(|own| own.listens_to(from, last)) { Ok(()) } else { Err(stranger(from)) }
+    }
+
+    fn append_from(&self, caller: &Extensions, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), Status> {
+        let sent = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        self.listen(caller, request.vote.leader_id.node_id, sent.max(request.leader_commit))
+    }
+
+    fn own<T>(&self, judge: impl FnOnce(&Own<'_>) -> T) -> T {
+        let metrics = self.inner.core.metrics();
+        let metrics = metrics.borrow_watched();
+        let in_touch = self.inner.leadership.borrow().leader.is_some();
+        let mark = self.inner.log.mark();
+        let membership = metrics.membership_config.membership();
+        judge(&Own { me: self.inner.config.node, membership, last: mark.last, vote: mark.vote, in_touch })
+    }
+}
+
+fn stranger(id: u64) -> Status {
+    Status::permission_denied(format!("manager {id:x} is no member of this group (any more)"))
 }
 
 fn bad(error: wire::WireError) -> Status {
@@ -62,9 +105,10 @@ impl raft_server::Raft for Service {
     type AppendStreamStream = AppendReplies;
 
     async fn append(&self, request: Request<v1::RaftAppendRequest>) -> Answer<v1::RaftAppendResponse> {
-        let request = request.into_inner();
+        let (_, caller, request) = request.into_parts();
         self.meant(request.to)?;
         let request = wire::append_of(request).map_err(bad)?;
+        self.append_from(&caller, &request)?;
         let response = self.inner.core.append_entries(request).await.map_err(stopped)?;
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             self.inner.heard.now();
@@ -73,40 +117,47 @@ impl raft_server::Raft for Service {
     }
 
     async fn append_stream(&self, request: Request<Streaming<v1::RaftAppendRequest>>) -> Answer<AppendReplies> {
-        let me = self.inner.config.node;
+        let (_, caller, requests) = request.into_parts();
+        let refusal = Arc::new(OnceLock::new());
+        let (this, refused) = (self.clone(), Arc::clone(&refusal));
         // An idle stream may be silent for long; the transport's keepalive finds a dead peer.
-        let requests = futures::stream::unfold(request.into_inner(), move |mut requests| async move {
-            let request = match requests.message().await {
-                Ok(request) => request?,
-                Err(status) => {
-                    tracing::debug!(error = %status, "append stream ended");
-                    return None;
-                }
-            };
-            if request.to != me {
-                tracing::warn!(node.id = me, to = request.to, "append stream for another manager refused");
-                return None;
-            }
-            match wire::append_of(request) {
-                Ok(request) => Some((request, requests)),
-                Err(e) => {
-                    tracing::warn!(error = %e, "append stream refused");
-                    None
+        let accepted = futures::stream::unfold(requests, move |mut requests| {
+            let (this, caller, refused) = (this.clone(), caller.clone(), Arc::clone(&refused));
+            async move {
+                let request = match requests.message().await {
+                    Ok(request) => request?,
+                    Err(status) => {
+                        tracing::debug!(error = %status, "append stream ended");
+                        return None;
+                    }
+                };
+                match this.streamed(&caller, request) {
+                    Ok(request) => Some((request, requests)),
+                    Err(status) => {
+                        tracing::debug!(error = status.message(), "append stream refused");
+                        let _ = refused.set(status);
+                        None
+                    }
                 }
             }
         });
-        let replies = self.inner.core.stream_append(requests).map(|reply| match reply {
+        let accepted = accepted.take_until(self.inner.ending.clone().cancelled_owned());
+        let replies = self.inner.core.stream_append(Box::pin(accepted)).map(|reply| match reply {
             Ok(result) => Ok(wire::appended_to(&result)),
             Err(fatal) => Err(stopped(fatal)),
         });
-        Ok(Response::new(Box::pin(replies)))
+        // Why it ended, after the answers to what was accepted.
+        let end = futures::stream::once(async move { refusal.get().cloned() });
+        let end = end.filter_map(|refusal| async move { refusal.map(Err) });
+        Ok(Response::new(Box::pin(replies.chain(end))))
     }
 
     async fn vote(&self, request: Request<v1::RaftVoteRequest>) -> Answer<v1::RaftVoteResponse> {
-        let request = request.into_inner();
+        let (_, caller, request) = request.into_parts();
         self.meant(request.to)?;
         let pre_vote = request.pre_vote;
         let request = wire::vote_request_of(request).map_err(bad)?;
+        self.listen(&caller, request.vote.leader_id.node_id, request.last_log_id)?;
         let response =
             if pre_vote { self.inner.core.pre_vote(request).await } else { self.inner.core.vote(request).await };
         Ok(Response::new(wire::vote_response_to(&response.map_err(stopped)?)))
@@ -121,8 +172,8 @@ impl raft_server::Raft for Service {
             .incoming
             .try_acquire()
             .map_err(|_| Status::aborted("another snapshot is being received; send it again later"))?;
-        let mut chunks = request.into_inner();
-        let (vote, writer) = self.snapshot_header(&mut chunks).await?;
+        let (_, caller, mut chunks) = request.into_parts();
+        let (vote, writer) = self.snapshot_header(&caller, &mut chunks).await?;
         let file = receive(&mut chunks, writer).await?;
         let snapshot = Snapshot { meta: file.meta.clone(), snapshot: SnapshotData(file) };
         let response = self.inner.core.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
@@ -130,13 +181,19 @@ impl raft_server::Raft for Service {
     }
 
     async fn transfer_leader(&self, request: Request<v1::RaftTransferRequest>) -> Answer<v1::RaftTransferResponse> {
-        let request = wire::transfer_of(request.into_inner()).map_err(bad)?;
+        let (_, caller, request) = request.into_parts();
+        // Named in it is the next leader: the message goes to every voter.
+        self.meant(self.inner.config.node)?;
+        let request = wire::transfer_of(request).map_err(bad)?;
+        self.listen(&caller, request.from_leader().leader_id.node_id, request.last_log_id().copied())?;
         let response = self.inner.core.handle_transfer_leader(request).await.map_err(stopped)?;
         Ok(Response::new(wire::transfer_response_to(&response)))
     }
 
     async fn read_index(&self, request: Request<v1::RaftReadIndexRequest>) -> Answer<v1::RaftReadIndexResponse> {
-        self.meant(request.into_inner().to)?;
+        let (_, caller, request) = request.into_parts();
+        self.meant(request.to)?;
+        self.member(&caller, request.from)?;
         let linearizer = self.inner.core.get_read_linearizer(ReadPolicy::ReadIndex).await;
         let linearizer = linearizer.map_err(|e| Status::unavailable(e.to_string()))?;
         let id = Some(wire::log_id_to(linearizer.read_log_id().log_id()));
@@ -147,8 +204,9 @@ impl raft_server::Raft for Service {
         &self,
         request: Request<v1::RaftRemoveMemberRequest>,
     ) -> Answer<v1::RaftRemoveMemberResponse> {
-        let request = request.into_inner();
+        let (_, caller, request) = request.into_parts();
         self.meant(request.to)?;
+        self.member(&caller, request.from)?;
         match self.inner.remove_other(request.id, REMOVE_WAIT).await {
             Ok(()) => Ok(Response::new(v1::RaftRemoveMemberResponse {})),
             Err(e @ Error::NotLeader { .. }) => Err(Status::unavailable(e.to_string())),
@@ -158,8 +216,20 @@ impl raft_server::Raft for Service {
 }
 
 impl Service {
+    fn streamed(
+        &self,
+        caller: &Extensions,
+        request: v1::RaftAppendRequest,
+    ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+        self.meant(request.to)?;
+        let request = wire::append_of(request).map_err(bad)?;
+        self.append_from(caller, &request)?;
+        Ok(request)
+    }
+
     async fn snapshot_header(
         &self,
+        caller: &Extensions,
         chunks: &mut Streaming<v1::RaftSnapshotChunk>,
     ) -> Result<(Vote, FrameWriter), Status> {
         let Some(Kind::Header(header)) = next(chunks).await? else {
@@ -169,6 +239,7 @@ impl Service {
         let vote = header.vote.ok_or_else(|| Status::invalid_argument("a snapshot header lacks its vote"))?;
         let meta = header.meta.ok_or_else(|| Status::invalid_argument("a snapshot header lacks its position"))?;
         let meta = wire::meta_of(meta).map_err(bad)?;
+        self.listen(caller, vote.node, meta.last_log_id)?;
         let snapshots = Arc::clone(&self.inner.snapshots);
         let writer = blocking(move || snapshots.writer(&meta)).await?;
         Ok((wire::vote_of(vote), writer))

@@ -147,9 +147,21 @@ impl Dialer for Plain {
     }
 }
 
+/// Lets everybody in: who calls is for other tests.
+pub struct Open;
+
+impl skep_manager::raft::Door for Open {
+    fn admit(&self, _caller: &tonic::Extensions, _id: u64) -> Result<(), tonic::Status> {
+        Ok(())
+    }
+}
+
 struct Manager {
     dir: TempDir,
     address: String,
+    /// Its number in the group, and those that it had before.
+    number: u64,
+    former: Vec<u64>,
     map: Arc<Map>,
     raft: Option<Raft>,
     /// A runtime of its own: when it goes, so do all connections that it accepted.
@@ -201,7 +213,9 @@ impl Cluster {
         drop(listener);
         self.wires.addresses.lock().unwrap().insert(address.clone(), id);
         let dir = tempfile::tempdir().unwrap();
-        self.managers.insert(id, Manager { dir, address, map: Arc::default(), raft: None, server: None });
+        let manager =
+            Manager { dir, address, number: id, former: Vec::new(), map: Arc::default(), raft: None, server: None };
+        self.managers.insert(id, manager);
         self.restart(id).await;
     }
 
@@ -213,7 +227,9 @@ impl Cluster {
     }
 
     fn config(&self, id: u64) -> Config {
-        let mut config = Config::new(self.dir(id), id, self.address(id), KEY);
+        let manager = &self.managers[&id];
+        let mut config = Config::new(self.dir(id), manager.number, self.address(id), KEY);
+        config.former.clone_from(&manager.former);
         (self.tweak)(&mut config);
         config
     }
@@ -237,10 +253,13 @@ impl Cluster {
         self.serve(id, raft);
     }
 
-    /// Starts a manager as the only one left.
+    /// Starts a manager as the only one left, under a new number.
     pub async fn force(&mut self, id: u64) {
         let map = Arc::new(Map::default());
-        self.managers.get_mut(&id).unwrap().map = Arc::clone(&map);
+        let manager = self.managers.get_mut(&id).unwrap();
+        manager.map = Arc::clone(&map);
+        manager.former.push(manager.number);
+        manager.number += 100;
         let raft = Raft::force_new_cluster(self.config(id), map, self.dialer(id)).await.unwrap();
         self.serve(id, raft);
     }
@@ -248,7 +267,7 @@ impl Cluster {
     fn serve(&mut self, id: u64, raft: Raft) {
         let manager = self.managers.get_mut(&id).unwrap();
         let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (service, address) = (raft.service(), manager.address.clone());
+        let (service, address) = (raft.service(Arc::new(Open)), manager.address.clone());
         server.spawn(async move {
             // The port may linger for a moment after a kill.
             let end = Instant::now() + PATIENCE;
