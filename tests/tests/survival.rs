@@ -111,6 +111,140 @@ fn writes_go_on_after_each_of_twenty_dead_leaders() -> Result<()> {
 }
 
 #[test]
+fn the_last_manager_goes_on_alone_when_it_is_told_to_and_the_others_join_it_again() -> Result<()> {
+    let cluster = Cluster::up("force", 4, 3)?;
+    cluster.web(4)?;
+    cluster.skep("n1", &["service", "create", "--detach", "--replicas", "0", "--name", "kept", "whoami"])?;
+    cluster.reachable(4)?;
+    let force = ["swarm", "init", "--force-new-cluster"];
+    let outside = cluster.skep("n4", &force).expect_err("a worker has no state");
+    assert!(format!("{outside:#}").contains("not a swarm manager"), "{outside:#}");
+
+    for lost in ["n1", "n2"] {
+        cluster.lab.kill(lost)?;
+    }
+    no_leader(&cluster, "n3")?;
+    let begun = Instant::now();
+    cluster.skep("n3", &force)?;
+    println!("force-new-cluster, s: {:.1}", begun.elapsed().as_secs_f32());
+    assert_eq!(cluster.leader("n3")?, "n3");
+    assert_eq!(managers(&cluster, "n3")?, ["n3"]);
+    eventually("all tasks on the nodes that are left", || {
+        let running = cluster.running("n3", "web", 4)?;
+        if running.values().all(|n| n == "n3" || n == "n4") { Ok(()) } else { bail!("{running:?}") }
+    })?;
+    let services = cluster.skep("n3", &["service", "ls", "--format", "{{.Name}}"])?;
+    assert!(services.lines().any(|l| l == "kept"), "{services}");
+    for node in ["n3", "n4"] {
+        let address = cluster.published(node)?;
+        eventually("traffic", || cluster.lab.get(OUTSIDE, address, REQUEST).map(|_| ()))?;
+    }
+    cluster.skep("n3", &["service", "scale", "--detach", "web=6"])?;
+    cluster.running("n3", "web", 6)?;
+
+    // Back from the dead, and a quorum of what they remember: they are told, and become workers.
+    for lost in ["n1", "n2"] {
+        cluster.lab.restart(lost)?;
+    }
+    eventually("the old managers as workers", || {
+        let list = cluster.skep("n3", &["node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}"])?;
+        let ready = list.lines().filter(|l| l.trim() == "n1 Ready" || l.trim() == "n2 Ready").count();
+        let own = ["n1", "n2"].iter().filter(|n| {
+            let control = cluster.skep(n, &["info", "--format", "{{.Swarm.ControlAvailable}}"]);
+            control.is_ok_and(|text| text.trim() == "false")
+        });
+        if ready == 2 && own.count() == 2 { Ok(()) } else { bail!("{list}") }
+    })?;
+    cluster.running("n3", "web", 6)?;
+    // Both ways of becoming a manager again.
+    cluster.skep("n3", &["node", "promote", "n1"])?;
+    cluster.skep("n2", &["swarm", "leave", "--force"])?;
+    let token = cluster.skep("n3", &["swarm", "join-token", "--quiet", "manager"])?;
+    let own = cluster.lab.address("n2")?;
+    let remote = format!("{}:2377", cluster.lab.address("n3")?);
+    cluster.skep("n2", &["swarm", "join", "--advertise-addr", &own, "--token", token.trim(), &remote])?;
+    eventually("three managers", || {
+        let now = managers(&cluster, "n3")?;
+        if now == ["n1", "n2", "n3"] { Ok(()) } else { bail!("{now:?}") }
+    })?;
+    // What was forced is not forced again: the others stay when this one starts anew.
+    cluster.lab.kill_daemon("n3")?;
+    eventually("a write without the one that went on alone", || {
+        cluster.skep("n1", &["service", "create", "--detach", "--replicas", "0", "--name", "late", "whoami"])
+    })?;
+    cluster.lab.restart("n3")?;
+    eventually("three managers again", || {
+        let now = managers(&cluster, "n1")?;
+        if now == ["n1", "n2", "n3"] { Ok(()) } else { bail!("{now:?}") }
+    })?;
+    cluster.running("n1", "web", 6)?;
+    cluster.reachable(6)?;
+    cluster.down()
+}
+
+#[test]
+fn a_forced_cluster_follows_its_manager_to_a_new_address() -> Result<()> {
+    let cluster = Cluster::up("forceaddr", 2, 2)?;
+    cluster.skep("n1", &["service", "create", "--detach", "--name", "one", "whoami"])?;
+    cluster.running("n1", "one", 1)?;
+    cluster.lab.kill("n1")?;
+    no_leader(&cluster, "n2")?;
+    let told = format!("{}:2399", cluster.lab.address("n2")?);
+    let force = ["swarm", "init", "--force-new-cluster", "--listen-addr", "0.0.0.0:2399"];
+    // A port that is taken is noticed before anything is done.
+    let taken = Namespace::open(&PathBuf::from(format!("/proc/{}/ns/net", cluster.lab.init("n2")?.pid)))?
+        .tcp_listener("0.0.0.0:2399".parse()?)?;
+    let refused = cluster.skep("n2", &force).expect_err("the port is taken");
+    assert!(format!("{refused:#}").contains("can't be listened on"), "{refused:#}");
+    drop(taken);
+    no_leader(&cluster, "n2")?;
+    cluster.skep("n2", &force)?;
+    let shown = cluster.skep("n2", &["node", "inspect", "--format", "{{.ManagerStatus.Addr}}", "self"])?;
+    assert_eq!(shown.trim(), told);
+    cluster.running("n2", "one", 1)?;
+    // The way back, and twice: it is the same thing again.
+    cluster.skep("n2", &["swarm", "init", "--force-new-cluster", "--listen-addr", "0.0.0.0:2377"])?;
+    cluster.running("n2", "one", 1)?;
+    cluster.lab.restart("n1")?;
+    eventually("the other one as a worker", || {
+        let list = cluster.skep("n2", &["node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}"])?;
+        if list.lines().any(|l| l.trim() == "n1 Ready") { Ok(()) } else { bail!("{list}") }
+    })?;
+    cluster.down()
+}
+
+/// Waits until a manager says that nobody leads; then it has to say so at once, to readers and writers.
+fn no_leader(cluster: &Cluster, node: &str) -> Result<()> {
+    let said = |args: &[&str]| -> Result<Duration> {
+        let begun = Instant::now();
+        match cluster.skep(node, args) {
+            Ok(text) => bail!("answered: {text}"),
+            Err(error) if format!("{error:#}").contains("The swarm does not have a leader") => Ok(begun.elapsed()),
+            Err(error) => Err(error),
+        }
+    };
+    let first = eventually("no leader", || said(&["service", "ls"]))?;
+    let read = said(&["service", "ls"])?;
+    let write = said(&["network", "create", "--driver", "overlay", "never"])?;
+    println!("no leader: told after {first:?}, then a reader after {read:?}, a writer after {write:?}");
+    assert!(first < Duration::from_secs(8) && read < Duration::from_secs(2) && write < Duration::from_secs(2));
+    Ok(())
+}
+
+/// Managers that are reachable, by name, as a node sees them.
+fn managers(cluster: &Cluster, asked: &str) -> Result<Vec<String>> {
+    let list = cluster.skep(asked, &["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"])?;
+    let mut names: Vec<String> = list
+        .lines()
+        .filter_map(|l| l.trim().split_once(' '))
+        .filter(|(_, status)| matches!(*status, "Leader" | "Reachable"))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+#[test]
 fn a_partitioned_worker_comes_back_and_no_address_is_doubled() -> Result<()> {
     let cluster = Cluster::up("part", 3, 1)?;
     cluster.web(3)?;
