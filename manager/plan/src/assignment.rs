@@ -1,7 +1,9 @@
 //! What a node is told: its own tasks with their secrets and configs, the networks that these and the mesh need, and
 //! the services that can be reached on those networks. Nothing else leaves the managers (least knowledge).
 //!
-//! Called by the dispatcher of every manager for every session, whenever the state has changed.
+//! Called by the dispatcher of every manager for every session, whenever the state has changed, through [`Part`].
+
+mod part;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,42 +17,28 @@ use skep_state::State;
 use crate::allocate::{is_mesh, occupies};
 use crate::defaults;
 
+pub use part::Part;
+
 /// Everything that a node holds, by kind and id.
 pub type AssignmentSet = BTreeMap<(AssignmentKind, String), Arc<Assignment>>;
 
+/// What a node is sent: to put, and to remove.
+pub type Change = (Vec<Arc<Assignment>>, Vec<AssignmentKey>);
+
 /// The part of the state that a node needs. Empty for a node that is not known.
 pub fn for_node(state: &State, node_id: &str) -> AssignmentSet {
-    let mut set = AssignmentSet::new();
-    let Some(node) = state.node(node_id) else { return set };
-    let role = node.spec.as_ref().map_or(0, |s| s.role);
-    let own = NodeAssignment { role, data_path_port: defaults::data_path_port(state) };
-    put(&mut set, AssignmentKind::Node, node_id, Kind::Node(own));
-    let mut wanted: BTreeSet<&str> = state.ingress().iter().map(|n| n.id.as_str()).collect();
-    for task in state.tasks_of_node(node_id).filter(|t| is_given(t)) {
-        let spec = state.task_spec(&task.service_id, task.spec_version);
-        if !task.observed().is_terminal() {
-            if let Some(spec) = &spec {
-                put_files(state, &mut set, spec);
-            }
-            wanted.extend(task.networks.iter().map(|n| n.network_id.as_str()));
-        }
-        put(&mut set, AssignmentKind::Task, &task.id, Kind::Task(task_assignment(state, task, spec.as_deref())));
-    }
-    // A network is of no use before the node has its own address on it.
-    let networks: BTreeMap<&str, &str> = node
-        .attachments
-        .iter()
-        .filter(|a| wanted.contains(a.network_id.as_str()))
-        .map(|a| (a.network_id.as_str(), a.address.as_str()))
-        .collect();
+    whole(state, node_id).1
+}
+
+/// The networks that a node sees, with its address on each, and everything that it needs.
+fn whole(state: &State, node_id: &str) -> (BTreeMap<String, String>, AssignmentSet) {
+    let Some(node) = state.node(node_id) else { return Default::default() };
+    let (wanted, mut set) = own(state, &node);
+    let networks = networks_of(&node, &wanted);
     for (id, balancer) in &networks {
         if let Some(network) = state.network(id) {
-            put(
-                &mut set,
-                AssignmentKind::Network,
-                id,
-                Kind::Network(network_assignment(state, &node, &network, balancer)),
-            );
+            let network = network_assignment(state, &node, &network, balancer);
+            put(&mut set, AssignmentKind::Network, id, Kind::Network(network));
         }
     }
     for service in state.services() {
@@ -59,13 +47,39 @@ pub fn for_node(state: &State, node_id: &str) -> AssignmentSet {
             put(&mut set, AssignmentKind::Service, &id, Kind::Service(service));
         }
     }
-    set
+    (networks, set)
+}
+
+/// What a node is told of itself and of its own tasks, and the networks that these need.
+fn own(state: &State, node: &Node) -> (BTreeSet<String>, AssignmentSet) {
+    let mut set = AssignmentSet::new();
+    let role = node.spec.as_ref().map_or(0, |s| s.role);
+    let itself = NodeAssignment { role, data_path_port: defaults::data_path_port(state) };
+    put(&mut set, AssignmentKind::Node, &node.id, Kind::Node(itself));
+    let mut wanted: BTreeSet<String> = state.ingress().iter().map(|n| n.id.clone()).collect();
+    for task in state.tasks_of_node(&node.id).filter(|t| is_given(t)) {
+        let spec = state.task_spec(&task.service_id, task.spec_version);
+        if !task.observed().is_terminal() {
+            if let Some(spec) = &spec {
+                put_files(state, &mut set, spec);
+            }
+            wanted.extend(task.networks.iter().map(|n| n.network_id.clone()));
+        }
+        put(&mut set, AssignmentKind::Task, &task.id, Kind::Task(task_assignment(state, task, spec.as_deref())));
+    }
+    (wanted, set)
+}
+
+/// A network is of no use before the node has its own address on it.
+fn networks_of(node: &Node, wanted: &BTreeSet<String>) -> BTreeMap<String, String> {
+    let attached = node.attachments.iter().filter(|a| wanted.contains(&a.network_id));
+    attached.map(|a| (a.network_id.clone(), a.address.clone())).collect()
 }
 
 /// What changes between what a node holds and what it should: to put, and to remove.
 ///
 /// A task that differs only in what the worker itself has reported is not sent again.
-pub fn diff(held: &AssignmentSet, next: &AssignmentSet) -> (Vec<Arc<Assignment>>, Vec<AssignmentKey>) {
+pub fn diff(held: &AssignmentSet, next: &AssignmentSet) -> Change {
     let put = next
         .iter()
         .filter(|(key, assignment)| held.get(*key).is_none_or(|old| !same(old, assignment)))
@@ -156,7 +170,11 @@ fn data_path_address(node: &Node) -> String {
 }
 
 /// The service as seen from a node with these networks; `None` if it is on none of them.
-fn service_assignment(state: &State, service: &Service, networks: &BTreeMap<&str, &str>) -> Option<ServiceAssignment> {
+fn service_assignment(
+    state: &State,
+    service: &Service,
+    networks: &BTreeMap<String, String>,
+) -> Option<ServiceAssignment> {
     let endpoint = service.endpoint.as_ref()?;
     let here = |network: &str| networks.contains_key(network);
     if !endpoint.virtual_ips.iter().any(|v| here(&v.network_id)) {
@@ -178,7 +196,7 @@ fn service_assignment(state: &State, service: &Service, networks: &BTreeMap<&str
     })
 }
 
-fn service_endpoint(state: &State, task: &Task, networks: &BTreeMap<&str, &str>) -> Option<ServiceEndpoint> {
+fn service_endpoint(state: &State, task: &Task, networks: &BTreeMap<String, String>) -> Option<ServiceEndpoint> {
     let reachable = task.networks.iter().any(|n| networks.contains_key(n.network_id.as_str()));
     if !occupies(task) || !reachable {
         return None;

@@ -6,6 +6,7 @@ mod world;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use skep_plan::assignment::{self, AssignmentSet, Part};
 use skep_proto::v1::*;
 use world::{MS, World, spec};
 
@@ -106,6 +107,30 @@ fn with(world: &mut World, service: u8, change: impl FnOnce(&mut ServiceSpec)) {
     }
 }
 
+/// What every node was told step by step, and what it has made of that.
+#[derive(Default)]
+struct Told(BTreeMap<String, (Part, AssignmentSet)>);
+
+impl Told {
+    /// Step by step the nodes have to arrive at what they would be told anew.
+    fn follow(&mut self, world: &World) {
+        for node in world.state.nodes() {
+            let (part, held) = self.0.entry(node.id.clone()).or_insert_with(|| (Part::new(&node.id), BTreeMap::new()));
+            let (put, remove) = part.follow(&world.state);
+            for key in remove {
+                assert!(held.remove(&(key.kind(), key.id)).is_some(), "removed without having been put");
+            }
+            let anew = assignment::for_node(&world.state, &node.id);
+            assert_eq!(part.set(), &anew, "{}", node.id);
+            for item in put {
+                let key = anew.iter().find(|(_, other)| **other == item).map(|(key, _)| key.clone());
+                held.insert(key.expect("what was put is wanted"), item);
+            }
+            assert_eq!(assignment::diff(held, &anew), (Vec::new(), Vec::new()), "{}", node.id);
+        }
+    }
+}
+
 fn check(world: &World) {
     world.check_addresses();
     let mut serving: BTreeMap<(String, u64, String), u32> = BTreeMap::new();
@@ -133,8 +158,10 @@ proptest! {
         let mut world = World::new(NODES);
         world.create_network("net-id", "net", "");
         world.failing_images.insert("image:3".into());
+        let mut told = Told::default();
         for op in ops {
             run(&mut world, op);
+            told.follow(&world);
         }
         // All is well again.
         world.failing_images.clear();
@@ -146,6 +173,7 @@ proptest! {
         for _ in 0..120 {
             world.turn(1000, 5);
             check(&world);
+            told.follow(&world);
         }
         for service in world.state.services() {
             prop_assert!(!service.removing, "{} is still there", service.id);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use skep_plan::assignment::{self, AssignmentSet};
+use skep_plan::assignment::Part;
 use skep_proto::v1::session_message::Kind;
 use skep_proto::v1::{AssignmentChange, ManagerList, NodeBeat, Registered, SessionMessage};
 use tonic::Status;
@@ -49,7 +49,7 @@ enum Ended {
 
 async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> Result<(), Ended> {
     let mut applied = dispatcher.store.applied();
-    let mut held = AssignmentSet::default();
+    let mut part = Part::new(node_id);
     let mut managers = Vec::new();
     let mut first = true;
     loop {
@@ -67,8 +67,7 @@ async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> 
             managers = now_managers;
             send(session, Kind::Managers(ManagerList { addresses: managers.clone() })).await?;
         }
-        let next = assignment::for_node(&view.state, node_id);
-        let (put, remove) = assignment::diff(&held, &next);
+        let (put, remove) = part.follow(&view.state);
         if first || !put.is_empty() || !remove.is_empty() {
             let change = AssignmentChange {
                 generation: generation_base(&view.state) + view.index,
@@ -89,7 +88,6 @@ async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> 
                 dispatcher.relay.offer(Item::Beat(beat));
             }
         }
-        held = next;
         first = false;
         if applied.changed().await.is_err() {
             return Err(Ended::Cancelled);

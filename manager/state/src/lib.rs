@@ -10,12 +10,14 @@ mod apply;
 mod change;
 mod find;
 mod index;
+mod since;
 mod snapshot;
 pub mod subnet;
 mod tables;
 
 pub use change::{Change, Value};
 pub use find::FindError;
+pub use since::{Difference, Pair};
 pub use snapshot::SnapshotError;
 pub use tables::{Id, Owner, State};
 
