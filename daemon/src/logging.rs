@@ -32,7 +32,26 @@ pub(crate) fn init(format: LogFormat, filter: &str) -> Result<Level> {
     Ok(Level(handle))
 }
 
+/// What stands in front of every filter, which may overrule it. The consensus library calls it an error when it is asked
+/// something after its end, as happens at every stop and demotion. Why it ended, if that was not on purpose, is told
+/// elsewhere, by its core and by our own monitor.
+const QUIET: &str = "openraft::raft=off";
+
 fn parse(filter: &str) -> Result<EnvFilter> {
-    EnvFilter::try_new(filter)
+    EnvFilter::try_new(format!("{QUIET},{filter}"))
         .with_context(|| format!("log level {filter:?}: give error, warn, info, debug or trace, or crate=level pairs"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_checked_and_overrules_what_is_quiet() -> Result<()> {
+        assert!(parse("no=such=thing").is_err());
+        assert!(parse("info")?.to_string().contains(QUIET));
+        let asked = parse("info,openraft::raft=debug")?.to_string();
+        assert!(asked.contains("openraft::raft=debug") && !asked.contains(QUIET), "{asked}");
+        Ok(())
+    }
 }

@@ -20,7 +20,7 @@ use super::{Clock, Error, Identity, clock, dial, tls};
 /// For TCP, and again for TLS.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// For the root certificate: a manager without a quorum says so after 10 s.
+/// For the root certificate: a manager without a leader says so after 3 s, a slow one has 10.
 const ROOT_DEADLINE: Duration = Duration::from_secs(12);
 
 /// For the certificate: the manager may have to wait out an election to register the node.
