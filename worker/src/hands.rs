@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use skep_image::{Image, Store};
 use skep_netdrv::{Driver, SandboxState};
-use skep_proto::v1::{MountType, Task, TaskAssignment};
+use skep_proto::template::{self, Field};
+use skep_proto::v1::{MountType, NodeDescription, Task, TaskAssignment};
 use skep_runtime::{ContainerSpec, InjectedFile, LogOptions, Mount, Resources, Runtime, Seccomp, State, Ulimit};
 use skep_task::{Container, Exit, Facts, Failure, Sandbox};
 use tokio::sync::watch;
@@ -31,6 +32,8 @@ pub(crate) struct NodeHands {
     pub(crate) driver: Driver,
     pub(crate) netns_dir: PathBuf,
     pub(crate) search: Vec<String>,
+    /// What managers are told of this node.
+    pub(crate) node: NodeDescription,
     pub(crate) assignments: watch::Receiver<Arc<Assignments>>,
     /// Tasks whose sandbox is open: the wires are made for these.
     pub(crate) sandboxes: watch::Sender<Vec<String>>,
@@ -65,6 +68,7 @@ impl NodeHands {
     async fn spec(&self, task: &TaskAssignment) -> Result<ContainerSpec, Failure> {
         let own = task.task.as_ref().ok_or_else(|| rejected("the assignment holds no task".to_owned()))?;
         let wanted = container::spec(task).ok_or_else(|| rejected("the task's spec has no container".to_owned()))?;
+        let wanted = &template(wanted, own, task, &self.node)?;
         let image = match self.image_of(&own.id) {
             Some(image) => image,
             None => self.resolve(&wanted.image).await?,
@@ -78,12 +82,11 @@ impl NodeHands {
         let delivered = assignments.wait_for(|a| container::files(a, wanted).is_ok());
         let _ = tokio::time::timeout(WIRES_WITHIN, delivered).await;
         let files = container::files(&self.assignments.borrow(), wanted)?;
-        let environment = template(&process.env, own, task);
         Ok(ContainerSpec {
             id: container::id(&own.id),
             layers,
             args: process.args,
-            env: environment,
+            env: process.env,
             cwd: process.dir,
             user: process.user,
             groups: wanted.groups.clone(),
@@ -246,8 +249,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
         cause = inner.source();
     }
     text
@@ -261,18 +267,37 @@ async fn timed<T, E: std::error::Error>(what: &str, step: impl Future<Output = R
     }
 }
 
-/// Replaces the templates that services may use in their environment.
-fn template(env: &[String], task: &Task, assignment: &TaskAssignment) -> Vec<String> {
-    let slot = task.slot.to_string();
-    let known = [
-        ("{{.Service.ID}}", task.service_id.as_str()),
-        ("{{.Service.Name}}", assignment.service_name.as_str()),
-        ("{{.Node.ID}}", task.node_id.as_str()),
-        ("{{.Task.ID}}", task.id.as_str()),
-        ("{{.Task.Name}}", task.name.as_str()),
-        ("{{.Task.Slot}}", slot.as_str()),
-    ];
-    env.iter().map(|entry| known.iter().fold(entry.clone(), |text, (name, value)| text.replace(name, value))).collect()
+/// The container's spec with the placeholders of its environment and host name replaced; nothing else may have any.
+fn template(
+    spec: &skep_proto::v1::ContainerSpec,
+    task: &Task,
+    assignment: &TaskAssignment,
+    node: &NodeDescription,
+) -> Result<skep_proto::v1::ContainerSpec, Failure> {
+    let platform = node.platform.clone().unwrap_or_default();
+    let value = |field: &Field| match field {
+        Field::ServiceId => task.service_id.clone(),
+        Field::ServiceName => assignment.service_name.clone(),
+        Field::ServiceLabel(name) => assignment.service_labels.get(name).cloned().unwrap_or_default(),
+        Field::NodeId => task.node_id.clone(),
+        Field::NodeHostname => node.hostname.clone(),
+        Field::NodeOs => platform.os.clone(),
+        Field::NodeArchitecture => platform.architecture.clone(),
+        Field::TaskId => task.id.clone(),
+        Field::TaskName => task.name.clone(),
+        // Tasks of a global service have no slot; their node tells them apart.
+        Field::TaskSlot if task.slot == 0 => task.node_id.clone(),
+        Field::TaskSlot => task.slot.to_string(),
+    };
+    let expand = |what: &str, text: &str| match template::expand(text, value) {
+        Ok(expanded) => Ok(expanded.into_owned()),
+        Err(error) => Err(rejected(format!("{what} {text:?}: {error}"))),
+    };
+    Ok(skep_proto::v1::ContainerSpec {
+        env: spec.env.iter().map(|entry| expand("variable", entry)).collect::<Result<_, _>>()?,
+        hostname: expand("host name", &spec.hostname)?,
+        ..spec.clone()
+    })
 }
 
 fn mounts(spec: &skep_proto::v1::ContainerSpec) -> Result<Vec<Mount>, Failure> {
@@ -351,10 +376,32 @@ mod tests {
     }
 
     #[test]
-    fn templates_name_the_task() {
-        let task = Task { id: "t1".into(), slot: 3, ..Task::default() };
-        let assignment = TaskAssignment { service_name: "web".into(), ..TaskAssignment::default() };
-        let env = template(&["A={{.Service.Name}}-{{.Task.Slot}}".into(), "B=plain".into()], &task, &assignment);
-        assert_eq!(env, ["A=web-3", "B=plain"]);
+    fn placeholders_name_the_task_and_its_node() {
+        let task = Task { id: "t1".into(), slot: 3, node_id: "n1".into(), ..Task::default() };
+        let assignment = TaskAssignment {
+            service_name: "web".into(),
+            service_labels: [("tier".to_owned(), "front".to_owned())].into(),
+            ..TaskAssignment::default()
+        };
+        let node = NodeDescription {
+            hostname: "host-1".into(),
+            platform: Some(skep_proto::v1::Platform { architecture: "x86_64".into(), os: "linux".into() }),
+            ..NodeDescription::default()
+        };
+        let expand = |hostname: &str, env: &[&str], task: &Task| {
+            let spec = skep_proto::v1::ContainerSpec {
+                hostname: hostname.into(),
+                env: env.iter().map(|e| (*e).to_owned()).collect(),
+                ..Default::default()
+            };
+            template(&spec, task, &assignment, &node).map(|spec| (spec.hostname, spec.env))
+        };
+        let env = ["A={{.Service.Name}}-{{.Task.Slot}}", "B=plain", "C={{.Node.Platform.Architecture}}"];
+        let expanded = expand("{{.Service.Name}}-{{.Node.Hostname}}-{{.Service.Labels.tier}}", &env, &task);
+        let env = ["A=web-3", "B=plain", "C=x86_64"].map(str::to_owned).to_vec();
+        assert_eq!(expanded, Ok(("web-host-1-front".to_owned(), env)));
+        let global = Task { slot: 0, ..task.clone() };
+        assert_eq!(expand("s-{{.Task.Slot}}", &[], &global).map(|e| e.0), Ok("s-n1".to_owned()));
+        assert!(expand("", &["A={{.Nonsense}}"], &task).is_err_and(|f| f.rejected));
     }
 }

@@ -139,6 +139,7 @@ impl Worker {
             driver: driver.clone(),
             netns_dir: config.netns_dir,
             search: config.search,
+            node: config.description.clone(),
             assignments: assigned.subscribe(),
             sandboxes: sandboxes.clone(),
             resolved: RwLock::new(HashMap::new()),
