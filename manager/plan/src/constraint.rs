@@ -56,6 +56,25 @@ impl Constraint {
         Ok(Self { key, equal, value: value.to_owned() })
     }
 
+    /// Whether it can mean something: a key and a value that nodes can have. `text` is how it was written.
+    pub(crate) fn check(&self, text: &str) -> Result<(), ParseError> {
+        let wrong = |why| Err(ParseError { text: text.to_owned(), why });
+        let plain = |name: &str| name.chars().all(|c| c.is_alphanumeric() || "-_./".contains(c));
+        match &self.key {
+            _ if self.value.starts_with('=') => wrong("has an unknown operator: there are == and !="),
+            Key::Role if !["manager", "worker"].iter().any(|r| self.value.eq_ignore_ascii_case(r)) => {
+                wrong("compares with a role that no node has: there are manager and worker")
+            }
+            Key::Ip if self.value.parse::<Subnet>().is_err() && parse_address(&self.value).is_none() => {
+                wrong("compares with what is neither an IPv4 address nor a subnet")
+            }
+            Key::NodeLabel(name) | Key::EngineLabel(name) if !plain(name) => {
+                wrong("has a label with other letters than A-Z, a-z, 0-9 and - _ . / in it, or an unknown operator")
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn allows(&self, node: &Node) -> bool {
         self.matches(node) == self.equal
     }
@@ -245,6 +264,24 @@ mod tests {
             ["", "node.role", "node.role=manager", "role==x", "node.labels.==x", "node.id==", "node.labelsx==1", "é==1"]
         {
             assert!(Constraint::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn constraints_that_no_node_could_fit() {
+        for (text, fine) in [
+            ("node.role==manager", true),
+            ("node.role!=WORKER", true),
+            ("node.role==x", false),
+            ("node.ip==10.0.0.0/8", true),
+            ("node.ip!=10.0.0.1", true),
+            ("node.ip==here", false),
+            ("node.labels.zone===a", false),
+            ("node.labels.zone>==a", false),
+            ("node.labels.a.b/c-d_e==x y", true),
+            ("engine.labels.a b==x", false),
+        ] {
+            assert_eq!(Constraint::parse(text).unwrap().check(text).is_ok(), fine, "{text}");
         }
     }
 

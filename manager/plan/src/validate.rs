@@ -4,9 +4,16 @@
 //! same moment would spoil (names, ports, subnets); here the answer is early and in words: which field, and what to do.
 
 mod container;
+mod files;
+mod host;
+mod limits;
 mod network;
 mod ports;
 mod service;
+mod warnings;
+mod words;
+
+use std::collections::BTreeMap;
 
 use skep_proto::v1::{
     Annotations, Cluster, ClusterSpec, Config, ConfigSpec, Node, NodeSpec, ObjectKind, Refusal, RefusalReason, Role,
@@ -18,6 +25,7 @@ use skep_state::subnet::Subnet;
 use crate::defaults::SECOND;
 pub use network::{default_ingress, network, network_removal};
 pub use service::service;
+pub use warnings::warnings;
 
 /// Largest secret in bytes.
 const SECRET_BYTES: usize = 500 * 1024;
@@ -29,6 +37,8 @@ const SERVICE_NAME: usize = 63;
 const NAME: usize = 64;
 /// Longest prefix of a subnet that is cut from a pool.
 const LONGEST_SUBNET: u32 = 29;
+/// Longest span of time that a spec may name: a year. What is added to a clock must not overflow it.
+const DURATION: i64 = 366 * 24 * 3600 * SECOND;
 /// Shortest life of a certificate.
 const CERTIFICATE_EXPIRY: i64 = 3600 * SECOND;
 
@@ -120,8 +130,15 @@ fn annotations(spec: Option<&Annotations>) -> Result<&Annotations, Error> {
 }
 
 fn check_labels(field: &str, annotations: &Annotations) -> Result<(), Error> {
-    match annotations.labels.keys().find(|key| key.is_empty()) {
-        Some(_) => Err(invalid(field, "a label has an empty name: write it as NAME=VALUE")),
+    check_label_names(field, &annotations.labels)
+}
+
+fn check_label_names(field: &str, labels: &BTreeMap<String, String>) -> Result<(), Error> {
+    if labels.keys().any(|name| name.trim().is_empty()) {
+        return Err(invalid(field, "a label has an empty name: write it as NAME=VALUE"));
+    }
+    match labels.iter().find(|(name, value)| name.contains('\0') || value.contains('\0')) {
+        Some((name, _)) => Err(invalid(field, format!("label `{}` has a NUL in it", name.replace('\0', "\\0")))),
         None => Ok(()),
     }
 }
@@ -130,6 +147,9 @@ fn check_labels(field: &str, annotations: &Annotations) -> Result<(), Error> {
 pub fn node(state: &State, node: &Node, spec: NodeSpec) -> Result<NodeSpec, Error> {
     if let Some(annotations) = &spec.annotations {
         check_labels("Labels", annotations)?;
+        if !annotations.name.is_empty() {
+            check_name("Name", &annotations.name, NAME, "-_.")?;
+        }
     }
     let manager = |n: &Node| n.spec.as_ref().is_some_and(|s| s.role() == Role::Manager);
     let others = state.nodes().filter(|n| n.id != node.id && manager(n)).count();
@@ -149,6 +169,9 @@ pub fn cluster(spec: ClusterSpec) -> Result<ClusterSpec, Error> {
     }
     if spec.heartbeat_ns < 0 || (spec.heartbeat_ns > 0 && spec.heartbeat_ns < SECOND / 10) {
         return Err(invalid("Dispatcher.HeartbeatPeriod", "a heartbeat every 100 ms is the most that is allowed"));
+    }
+    if spec.heartbeat_ns > DURATION || spec.certificate_expiry_ns > 100 * DURATION {
+        return Err(invalid("Dispatcher.HeartbeatPeriod", "periods are a year at most, certificates live for 100"));
     }
     if spec.certificate_expiry_ns != 0 && spec.certificate_expiry_ns < CERTIFICATE_EXPIRY {
         return Err(invalid("CAConfig.NodeCertExpiry", "certificates have to live for an hour at least"));

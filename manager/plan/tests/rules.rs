@@ -49,7 +49,7 @@ fn service_specs() {
         (container(|c| c.mounts.push(Mount { target: "x".into(), ..Mount::default() })), "absolute path"),
         (
             container(|c| c.mounts.push(Mount { target: "/".into(), source: "/a".into(), ..Mount::default() })),
-            "not / itself",
+            "choose another place",
         ),
         (
             container(|c| c.secrets.push(SecretReference { secret_name: "s".into(), ..SecretReference::default() })),
@@ -83,7 +83,7 @@ fn service_specs() {
                     ..ResourceRequirements::default()
                 })
             }),
-            "4 MiB",
+            "use 6 MiB",
         ),
         (
             ServiceSpec {

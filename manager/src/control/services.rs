@@ -20,9 +20,10 @@ pub(super) async fn create(control: &Control, request: CreateServiceRequest) -> 
     }
     let spec = request.spec.ok_or_else(|| Status::invalid_argument("a service needs a spec"))?;
     let spec = validate::service(&view.state, spec, None).map_err(errors::invalid)?;
+    let warnings = validate::warnings(&spec);
     let service = Service { id: request.id.clone(), spec: Some(spec), ..Service::default() };
     control.change(vec![put(object::Kind::Service(service))]).await?;
-    Ok(CreateServiceResponse { id: request.id, warnings: Vec::new() })
+    Ok(CreateServiceResponse { id: request.id, warnings })
 }
 
 /// Changes a service, or takes it back to its previous spec.
@@ -37,13 +38,14 @@ pub(super) async fn update(control: &Control, request: UpdateServiceRequest) -> 
         request.spec.ok_or_else(|| Status::invalid_argument("a service needs a spec"))?
     };
     let spec = validate::service(&view.state, wanted, Some(&service)).map_err(errors::invalid)?;
+    let warnings = validate::warnings(&spec);
     let mut next = service.as_ref().clone();
     next.meta.get_or_insert_default().version = request.version;
     next.previous_spec = next.spec.replace(spec);
     next.previous_spec_version = next.spec_version;
     next.update_status = if request.rollback { Some(validate::rollback_started(super::now_ns())) } else { None };
     control.change(vec![put(object::Kind::Service(next))]).await?;
-    Ok(UpdateServiceResponse::default())
+    Ok(UpdateServiceResponse { warnings })
 }
 
 /// Begins the removal: the orchestrator drains the tasks, then the service goes.

@@ -43,6 +43,18 @@ pub fn network(state: &State, mut spec: NetworkSpec, id: &str) -> Result<Network
     if spec.ipv6 {
         return Err(invalid("EnableIPv6", "IPv6 on overlay networks is not supported yet: leave it out"));
     }
+    if let Some(option) = driver.options.keys().next() {
+        let why = match option.as_str() {
+            // Clear text where secrecy was asked for would be worse than no network.
+            "encrypted" => "encryption of overlay networks is not supported yet: leave it out".to_owned(),
+            option => format!("`{option}` is not supported on overlay networks: leave it out"),
+        };
+        return Err(invalid("Options", why));
+    }
+    if spec.internal {
+        let why = "networks without a way to the outside are not supported yet: leave it out";
+        return Err(invalid("Internal", why));
+    }
     if spec.ingress {
         if let Some(other) = state.ingress() {
             return Err(invalid(
@@ -50,8 +62,8 @@ pub fn network(state: &State, mut spec: NetworkSpec, id: &str) -> Result<Network
                 format!("there is an ingress network already ({}): remove it first", other.id),
             ));
         }
-        if spec.attachable || spec.internal {
-            return Err(invalid("Ingress", "an ingress network can be neither attachable nor internal"));
+        if spec.attachable {
+            return Err(invalid("Ingress", "an ingress network can't be attachable"));
         }
     }
     let config = ipam(&spec)?;
@@ -77,6 +89,9 @@ fn ipam(spec: &NetworkSpec) -> Result<IpamConfig, Error> {
     let Some(ipam) = &spec.ipam else { return Ok(IpamConfig::default()) };
     if !matches!(ipam.driver.as_str(), "" | "default") {
         return Err(invalid("IPAM.Driver", format!("`{}` is not supported: use default", ipam.driver)));
+    }
+    if let Some(option) = ipam.options.keys().next() {
+        return Err(invalid("IPAM.Options", format!("`{option}` is not supported: leave it out")));
     }
     let config = match ipam.configs.as_slice() {
         [] => return Ok(IpamConfig::default()),

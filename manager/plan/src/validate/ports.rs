@@ -52,11 +52,13 @@ fn one(state: &State, port: &PortConfig) -> Result<(), Error> {
         let why = format!("{} is no port: use 1 to 65535, or 0 to have one chosen", port.published_port);
         return Err(invalid("EndpointSpec.Ports.PublishedPort", why));
     }
-    if port.protocol() == Protocol::Sctp && is_mesh(port) {
-        return Err(invalid(
-            "EndpointSpec.Ports.Protocol",
-            "sctp through the mesh is not supported yet: use mode=host",
-        ));
+    if port.protocol() == Protocol::Sctp {
+        let why = "sctp is not supported yet: publish tcp or udp";
+        return Err(invalid("EndpointSpec.Ports.Protocol", why));
+    }
+    if port.published_port == 0 && !is_mesh(port) {
+        let why = format!("port {} with mode=host needs a published port: none is chosen there", port.target_port);
+        return Err(invalid("EndpointSpec.Ports.PublishedPort", why));
     }
     let reserved = match (port.published_port, port.protocol()) {
         (2377, Protocol::Tcp) => Some("the managers"),

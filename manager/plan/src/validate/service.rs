@@ -1,10 +1,13 @@
 //! A service's spec: new, or replacing an older one.
 
 use prost::Message;
-use skep_proto::v1::{ObjectKind, Replicated, Service, ServiceSpec, TaskSpec, UpdateConfig, service_spec::Mode};
+use skep_proto::v1::{
+    Driver, FailureAction, ObjectKind, Placement, Replicated, Service, ServiceSpec, TaskSpec, UpdateConfig,
+    service_spec::Mode,
+};
 use skep_state::State;
 
-use super::{Error, SERVICE_NAME, annotations, check_name, container, described, invalid, ports};
+use super::{DURATION, Error, SERVICE_NAME, annotations, check_name, container, described, invalid, limits, ports};
 use crate::constraint::{Constraint, is_spread};
 
 /// Replicas of one service at most.
@@ -47,6 +50,9 @@ pub fn service(state: &State, mut spec: ServiceSpec, old: Option<&Service>) -> R
     container::check(state, container)?;
     resolve_networks(state, task)?;
     check_task(task, matches!(mode, Mode::Global(_)))?;
+    if spec.rollback.is_some_and(|r| r.failure_action() == FailureAction::Rollback) {
+        return Err(invalid("RollbackConfig.FailureAction", "a rollback can't be rolled back: use pause or continue"));
+    }
     for (field, config) in [("UpdateConfig", &spec.update), ("RollbackConfig", &spec.rollback)] {
         if let Some(config) = config {
             check_update(field, config)?;
@@ -101,38 +107,81 @@ fn resolve_networks(state: &State, task: &mut TaskSpec) -> Result<(), Error> {
 
 fn check_task(task: &TaskSpec, global: bool) -> Result<(), Error> {
     if let Some(placement) = &task.placement {
-        for constraint in &placement.constraints {
-            Constraint::parse(constraint).map_err(|e| invalid("TaskTemplate.Placement.Constraints", e.to_string()))?;
-        }
-        if let Some(spread) = placement.spread.iter().find(|s| !is_spread(s)) {
-            let why = format!("`{spread}` can't be spread over: use node.labels.NAME or engine.labels.NAME");
-            return Err(invalid("TaskTemplate.Placement.Preferences", why));
-        }
-        if global && placement.max_replicas != 0 {
-            return Err(invalid(
-                "TaskTemplate.Placement.MaxReplicas",
-                "a global service has one task per node anyway: leave it out",
-            ));
+        check_placement(placement, global)?;
+    }
+    if let Some(restart) = &task.restart {
+        let span = 0..=DURATION;
+        if restart.delay_ns.is_some_and(|d| !span.contains(&d)) || !span.contains(&restart.window_ns) {
+            return Err(invalid("TaskTemplate.RestartPolicy", "delay and window lie between 0 and a year"));
         }
     }
-    if let Some(restart) = &task.restart
-        && (restart.delay_ns.is_some_and(|d| d < 0) || restart.window_ns < 0)
-    {
-        return Err(invalid("TaskTemplate.RestartPolicy", "delay and window can't be negative"));
+    if let Some(driver) = &task.log_driver {
+        check_log_driver(driver)?;
     }
-    let resources = task.resources.unwrap_or_default();
-    for (field, part) in [("Limits", resources.limits), ("Reservations", resources.reservations)] {
-        container::check_resources(&format!("TaskTemplate.Resources.{field}"), part.unwrap_or_default())?;
+    limits::check(&task.resources.unwrap_or_default())
+}
+
+fn check_placement(placement: &Placement, global: bool) -> Result<(), Error> {
+    for constraint in &placement.constraints {
+        let checked = Constraint::parse(constraint).and_then(|parsed| parsed.check(constraint));
+        checked.map_err(|e| invalid("TaskTemplate.Placement.Constraints", e.to_string()))?;
     }
-    if resources.pids_limit < 0 {
-        return Err(invalid("TaskTemplate.Resources.Limits.Pids", "the number of processes can't be negative"));
+    if let Some(spread) = placement.spread.iter().find(|s| !is_spread(s)) {
+        let why = format!("`{spread}` can't be spread over: use node.labels.NAME or engine.labels.NAME");
+        return Err(invalid("TaskTemplate.Placement.Preferences", why));
+    }
+    if global && placement.max_replicas != 0 {
+        return Err(invalid(
+            "TaskTemplate.Placement.MaxReplicas",
+            "a global service has one task per node anyway: leave it out",
+        ));
     }
     Ok(())
 }
 
+/// Output always goes into files on the node; their number and size is the driver's to say.
+fn check_log_driver(driver: &Driver) -> Result<(), Error> {
+    const FIELD: &str = "TaskTemplate.LogDriver";
+    if !matches!(driver.name.as_str(), "" | "json-file" | "local") {
+        let why = format!("`{}` is not supported: use json-file, or leave it out", driver.name);
+        return Err(invalid(format!("{FIELD}.Name"), why));
+    }
+    if let Some(size) = driver.options.get("max-size").filter(|size| !is_size(size)) {
+        let why = format!("max-size `{size}` is no size: write it like 10m, 4k at least");
+        return Err(invalid(format!("{FIELD}.Options"), why));
+    }
+    match driver.options.get("max-file").filter(|n| !n.parse::<u32>().is_ok_and(|n| (1..=10_000).contains(&n))) {
+        Some(number) => {
+            let why = format!("max-file `{number}` is no number of files: it lies between 1 and 10000");
+            Err(invalid(format!("{FIELD}.Options"), why))
+        }
+        None => Ok(()),
+    }
+}
+
+/// `10m`, `4096`, `1GB`: 4 KiB at least.
+fn is_size(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match lower[digits.len()..].trim_end_matches('b') {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1_u64 << 30,
+        _ => return false,
+    };
+    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).is_some_and(|n| n >= 4096)
+}
+
 fn check_update(field: &str, config: &UpdateConfig) -> Result<(), Error> {
-    if config.delay_ns < 0 || config.monitor_ns < 0 {
-        return Err(invalid(field, "delay and monitor can't be negative"));
+    for (name, span) in [("Delay", config.delay_ns), ("Monitor", config.monitor_ns)] {
+        if !(0..=DURATION).contains(&span) {
+            return Err(invalid(format!("{field}.{name}"), "it lies between 0 and a year"));
+        }
+    }
+    if config.parallelism > REPLICAS {
+        let why = format!("{REPLICAS} tasks at once are the most; 0 means all");
+        return Err(invalid(format!("{field}.Parallelism"), why));
     }
     if !(0.0..=1.0).contains(&config.max_failure_ratio) {
         return Err(invalid(format!("{field}.MaxFailureRatio"), "the ratio lies between 0 and 1"));
