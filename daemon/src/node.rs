@@ -80,7 +80,7 @@ impl Node {
     pub(crate) async fn resume(&self) {
         let _one = self.changing.lock().await;
         if let Err(error) = self.try_resume().await {
-            let why = format!("{error:#}");
+            let why = identity::causes(error.as_ref());
             tracing::error!(error = why, "this node can't take part in its swarm");
             *self.broken.write().unwrap_or_else(PoisonError::into_inner) = Some(why);
         }
@@ -333,7 +333,7 @@ impl Node {
         let left = member.leave().await;
         *self.member.write().unwrap_or_else(PoisonError::into_inner) = None;
         if let Err(error) = &left {
-            let why = format!("leaving did not succeed wholly: {error:#}");
+            let why = format!("leaving did not succeed wholly: {}", identity::causes(error.as_ref()));
             *self.broken.write().unwrap_or_else(PoisonError::into_inner) = Some(why);
         }
         left.map_err(internal)
@@ -511,7 +511,7 @@ fn leave_warning(others: usize) -> String {
 }
 
 fn internal(error: impl Into<anyhow::Error>) -> Failure {
-    Failure::Internal(format!("{:#}", error.into()))
+    Failure::Internal(identity::causes(error.into().as_ref()))
 }
 
 /// An id of this installation, made once.

@@ -2,110 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod api_fake;
-
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+mod server;
 
 use serde_json::{Value, json};
+use server::{DEADLINE, Server, service};
 use skep_daemon::api::backend::{Event, LocalEvents};
-use skep_daemon::api::{Api, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio_util::sync::CancellationToken;
-
-const DEADLINE: Duration = Duration::from_secs(20);
-
-struct Server {
-    path: PathBuf,
-    api: Api,
-    fake: Arc<api_fake::Fake>,
-    ending: CancellationToken,
-    serving: tokio::task::JoinHandle<std::io::Result<()>>,
-    _dir: tempfile::TempDir,
-}
-
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
-    }
-
-    fn message(&self) -> String {
-        self.json()["message"].as_str().expect("an error has a message").to_owned()
-    }
-}
-
-impl Server {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("api.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let (api, fake) = api_fake::api();
-        let ending = CancellationToken::new();
-        let api = Api::new(api.backend().clone(), ending.clone());
-        let serving = tokio::spawn(serve(api.clone(), listener));
-        Self { path, api, fake, ending, serving, _dir: dir }
-    }
-
-    async fn send(&self, raw: Vec<u8>) -> Answer {
-        let exchange = async {
-            let mut stream = UnixStream::connect(&self.path).await.unwrap();
-            let (mut read, mut write) = stream.split();
-            let mut answer = Vec::new();
-            // Both at once: an early answer must be readable while the request is still being written.
-            let (_, read) = tokio::join!(write.write_all(&raw), read.read_to_end(&mut answer));
-            read.unwrap();
-            answer
-        };
-        let answer = tokio::time::timeout(DEADLINE, exchange).await.expect("no answer in time");
-        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").expect("no head");
-        let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("no status");
-        Answer { status, head, body: answer[end + 4..].to_vec() }
-    }
-
-    /// HTTP/1.0, so that the answer is not in chunks and ends with the connection.
-    async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
-        let body = body.map(|b| b.to_string().into_bytes()).unwrap_or_default();
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: skep\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        self.send([head.into_bytes(), body].concat()).await
-    }
-
-    async fn get(&self, path: &str) -> Answer {
-        self.call("GET", path, None).await
-    }
-
-    async fn init(&self) -> String {
-        let body = json!({ "ListenAddr": "0.0.0.0:2377", "Availability": "active", "Spec": {} });
-        let answer = self.call("POST", "/swarm/init", Some(body)).await;
-        assert_eq!(answer.status, 200);
-        answer.json().as_str().unwrap().to_owned()
-    }
-
-    async fn service(&self, name: &str, replicas: u64) -> String {
-        let answer = self.call("POST", "/v1.41/services/create", Some(service(name, replicas))).await;
-        assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
-        answer.json()["ID"].as_str().unwrap().to_owned()
-    }
-}
-
-fn service(name: &str, replicas: u64) -> Value {
-    json!({
-        "Name": name, "Labels": { "tier": name },
-        "TaskTemplate": { "ContainerSpec": { "Image": "busybox" } },
-        "Mode": { "Replicated": { "Replicas": replicas } },
-        "EndpointSpec": { "Ports": [{ "TargetPort": 80, "PublishedPort": 8080 }] },
-    })
-}
+use tokio::net::UnixStream;
 
 #[tokio::test]
 async fn ping_says_what_answers_here() {
@@ -166,7 +69,27 @@ async fn bad_requests_are_refused_with_words() {
         ("truncated", post("Content-Type: application/json", "{\"Name\":"), 400, "invalid JSON"),
         ("empty", post("Content-Type: application/json", ""), 400, "no body"),
         ("type", post("Content-Type: text/plain", "{}"), 400, "unsupported Content-Type"),
-        ("shape", post("Content-Type: application/json", "[]"), 400, "service spec"),
+        ("list", post("Content-Type: application/json", "[]"), 400, "a JSON object"),
+        (
+            "shape",
+            post("Content-Type: application/json", "{\"Mode\":{\"Replicated\":{\"Replicas\":\"x\"}}}"),
+            400,
+            "service spec: Mode.Replicated.Replicas: invalid type",
+        ),
+        ("init", raw("POST /swarm/init", "Content-Type: application/json\r\n\r\n[1]"), 400, "a list was sent"),
+        (
+            "init field",
+            raw("POST /swarm/init", "Content-Type: application/json\r\n\r\n{\"DataPathPort\":\"x\"}"),
+            400,
+            "DataPathPort: invalid type",
+        ),
+        (
+            "role",
+            raw("GET /nodes?filters=%7B%22role%22%3A%5B%22king%22%5D%7D", "\r\n"),
+            400,
+            "invalid filter 'role=king'",
+        ),
+        ("blank image", raw("DELETE /images/", "\r\n"), 400, "image name cannot be blank"),
         ("path", raw("GET /nowhere", "\r\n"), 404, "page not found"),
         ("method", raw("PUT /services/create", "\r\n"), 404, "page not found"),
         ("filter", raw("GET /services?filters=%5B", "\r\n"), 400, "invalid filter"),

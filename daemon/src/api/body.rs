@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body;
 use serde::de::DeserializeOwned;
 
-use super::ApiError;
+use super::{ApiError, convert};
 
 /// Most that a JSON body may hold. Larger things (images) are streamed.
 pub(super) const MAX_JSON: usize = 4 << 20;
@@ -78,9 +78,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for OptionalJson<T> {
             let text = format!("unsupported Content-Type header ({given}): must be 'application/json'");
             return Err(ApiError::bad_request(text));
         }
-        serde_json::from_slice(&bytes)
-            .map(|value| Self(Some(value)))
-            .map_err(|e| ApiError::bad_request(format!("invalid JSON in the request's body: {e}")))
+        let value = serde_json::from_slice(&bytes)
+            .map_err(|e| ApiError::bad_request(format!("invalid JSON in the request's body: {e}")))?;
+        convert::shaped(value)
+            .map(|body| Self(Some(body)))
+            .map_err(|why| ApiError::bad_request(format!("the request's body is not what this path takes: {why}")))
     }
 }
 

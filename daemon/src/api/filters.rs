@@ -57,6 +57,17 @@ impl Filters {
         self.0.contains_key(name)
     }
 
+    /// Refuses values that nothing could ever have.
+    pub(super) fn known(&self, name: &str, values: &[&str]) -> Result<(), ApiError> {
+        match self.get(name).iter().find(|value| !values.contains(&value.as_str())) {
+            Some(value) => {
+                let text = format!("invalid filter '{name}={value}': give one of {}", values.join(", "));
+                Err(ApiError::bad_request(text))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether the filter is absent or one of its values is exactly this.
     pub(super) fn exact(&self, name: &str, value: &str) -> bool {
         self.any(name, |wanted| wanted == value)
@@ -117,6 +128,14 @@ mod tests {
         for text in ["[", "[]", r#"{"name":5}"#, r#"{"colour":["red"]}"#, r#"{"name":["a"]"#] {
             assert_eq!(Filters::parse(Some(text), &["name"]).unwrap_err().status.as_u16(), 400, "{text}");
         }
+    }
+
+    #[test]
+    fn values_that_nothing_has_are_refused() {
+        let filters = Filters::parse(Some(r#"{"role":["worker","king"]}"#), &["role"]).unwrap();
+        assert!(filters.known("role", &["worker", "manager"]).unwrap_err().message.contains("'role=king'"));
+        filters.known("role", &["worker", "king"]).unwrap();
+        filters.known("other", &[]).unwrap();
     }
 
     #[test]

@@ -31,11 +31,16 @@ pub(super) fn routes() -> Router<Api> {
         .route("/images/get", get(save))
         .route("/images/search", get(|| refuse("searching a registry")))
         .route("/images/prune", post(prune))
+        .route("/images/", get(nameless).post(nameless).delete(nameless))
         .route("/images/{*name}", get(about).post(change).delete(remove))
 }
 
 async fn refuse(what: &str) -> Result<(), ApiError> {
     Err(ApiError::unsupported(format!("Skep has no support for {what}; use \"image load\"")))
+}
+
+async fn nameless() -> ApiError {
+    ApiError::bad_request("image name cannot be blank")
 }
 
 async fn list(State(api): State<Api>, params: Params) -> Result<Json<Vec<Value>>, ApiError> {

@@ -7,7 +7,6 @@
 pub mod backend;
 mod body;
 mod clock;
-mod configs;
 mod containers;
 pub mod convert;
 mod distribution;
@@ -17,13 +16,13 @@ mod events;
 mod filters;
 mod images;
 mod info;
+mod kept;
 mod logs;
 mod negotiate;
 mod networks;
 mod nodes;
 mod params;
 mod ping;
-mod secrets;
 mod serve;
 mod services;
 mod stdcopy;
@@ -80,8 +79,8 @@ impl Api {
             .merge(services::routes())
             .merge(tasks::routes())
             .merge(networks::routes())
-            .merge(secrets::routes())
-            .merge(configs::routes())
+            .merge(kept::secrets::routes())
+            .merge(kept::configs::routes())
             .merge(images::routes())
             .merge(distribution::routes())
             .merge(containers::routes())

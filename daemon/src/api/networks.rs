@@ -54,6 +54,8 @@ async fn all(api: &Api) -> Result<Vec<Value>, ApiError> {
 
 async fn list(State(api): State<Api>, params: Params) -> Result<Json<Vec<Value>>, ApiError> {
     let filters = params.filters(&FILTERS)?;
+    filters.known("type", &["builtin", "custom"])?;
+    filters.known("scope", &["local", "swarm", "global"])?;
     let in_use = match filters.flag("dangling")? {
         Some(dangling) => Some((dangling, in_use(&api).await?)),
         None => None,
@@ -191,9 +193,10 @@ async fn create(
         let text = format!("network {name} is this node's own; choose another name");
         return Err(ApiError::new(StatusCode::FORBIDDEN, text));
     }
+    let warning = if spec.attachable { "attachable has no effect: every container belongs to a service" } else { "" };
     let request = v1::CreateNetworkRequest { spec: Some(spec), id: skep_proto::id::new() };
     let network = api.control().await?.create_network(api.call(request)).await?.into_inner();
-    Ok((StatusCode::CREATED, Json(json!({ "Id": network.id, "Warning": "" }))))
+    Ok((StatusCode::CREATED, Json(json!({ "Id": network.id, "Warning": warning }))))
 }
 
 async fn remove(State(api): State<Api>, Path(reference): Path<String>) -> Result<StatusCode, ApiError> {

@@ -23,6 +23,8 @@ pub(super) fn routes() -> Router<Api> {
 
 async fn list(State(api): State<Api>, params: Params) -> Result<Json<Vec<Value>>, ApiError> {
     let filters = params.filters(&FILTERS)?;
+    filters.known("role", &["manager", "worker"])?;
+    filters.known("membership", &["accepted", "pending"])?;
     let nodes = api.control().await?.list_nodes(api.call(v1::ListNodesRequest {})).await?.into_inner().nodes;
     Ok(Json(nodes.iter().filter(|node| fits(node, &filters)).map(convert::node::node_out).collect()))
 }

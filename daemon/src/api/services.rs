@@ -26,6 +26,7 @@ pub(super) fn routes() -> Router<Api> {
 
 async fn list(State(api): State<Api>, params: Params) -> Result<Json<Vec<Value>>, ApiError> {
     let filters = params.filters(&FILTERS)?;
+    filters.known("mode", &["replicated", "global", "replicated-job", "global-job"])?;
     let counts = params.flag("status");
     let views = api.control().await?.list_services(api.call(v1::ListServicesRequest {})).await?.into_inner().services;
     let chosen = views.iter().filter_map(|view| {

@@ -26,12 +26,7 @@ pub(super) fn routes() -> Router<Api> {
 
 async fn list(State(api): State<Api>, params: Params) -> Result<Json<Vec<Value>>, ApiError> {
     let filters = params.filters(&FILTERS)?;
-    for state in filters.get("desired-state") {
-        if !matches!(state.as_str(), "running" | "shutdown" | "accepted" | "ready" | "remove") {
-            let text = format!("invalid filter 'desired-state={state}': give running, accepted or shutdown");
-            return Err(ApiError::bad_request(text));
-        }
-    }
+    filters.known("desired-state", &["running", "shutdown", "accepted", "ready", "remove"])?;
     let control = api.control().await?;
     let services = services(&api, control.as_ref(), &filters).await?;
     let nodes = chosen_nodes(&api, control.as_ref(), &filters).await?;

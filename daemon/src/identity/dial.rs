@@ -249,7 +249,7 @@ fn endpoint(address: &str) -> io::Result<Endpoint> {
 }
 
 /// An error with all its causes.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

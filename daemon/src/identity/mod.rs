@@ -29,6 +29,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 
 pub use clock::Clock;
+pub(crate) use dial::chain as causes;
 pub use dial::{ConnectError, DEFAULT_PORT, Dialer, explain, with_port};
 pub use error::Error;
 pub use guard::Gate;

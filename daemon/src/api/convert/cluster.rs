@@ -1,5 +1,7 @@
 //! The swarm as a whole: its settings, its root of trust, its join tokens.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bollard_stubs::models;
 use serde_json::{Value, json};
 use skep_proto::v1;
@@ -103,9 +105,16 @@ pub fn cluster_out(cluster: &v1::Cluster, tokens: bool) -> Value {
     value
 }
 
-/// The root that a node or the swarm trusts. Clients compare the two to see whose certificate is outdated.
+/// The root that a node or the swarm trusts, with its subject and key in base64. Clients compare the root of a node with
+/// the swarm's to see whose certificate is outdated.
 pub(super) fn tls_out(root_pem: &str) -> models::TlsInfo {
-    models::TlsInfo { trust_root: Some(root_pem.to_owned()), cert_issuer_subject: None, cert_issuer_public_key: None }
+    let root = x509_parser::pem::parse_x509_pem(root_pem.as_bytes()).ok().map(|(_, pem)| pem);
+    let root = root.as_ref().and_then(|pem| pem.parse_x509().ok());
+    models::TlsInfo {
+        trust_root: Some(root_pem.to_owned()),
+        cert_issuer_subject: root.as_ref().map(|root| STANDARD.encode(root.subject().as_raw())),
+        cert_issuer_public_key: root.as_ref().map(|root| STANDARD.encode(root.public_key().raw)),
+    }
 }
 
 /// Availability, as it stands in requests that make or join a swarm.

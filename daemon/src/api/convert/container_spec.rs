@@ -7,9 +7,7 @@ use super::{Error, map_in, some_list, some_map, some_number, some_text};
 
 pub(super) fn from_model(model: models::TaskSpecContainerSpec) -> Result<v1::ContainerSpec, Error> {
     let image = model.image.unwrap_or_default();
-    if image.is_empty() {
-        return Err(Error::value("TaskTemplate.ContainerSpec.Image", "an image reference has to be given"));
-    }
+    check_image(&image)?;
     Ok(v1::ContainerSpec {
         image,
         labels: map_in(model.labels),
@@ -40,6 +38,20 @@ pub(super) fn from_model(model: models::TaskSpecContainerSpec) -> Result<v1::Con
         isolation: isolation_in(model.isolation)?,
         privileges: model.privileges.map(privileges_in).transpose()?,
     })
+}
+
+/// A name as registries have it, or the whole id of an image.
+fn check_image(image: &str) -> Result<(), Error> {
+    const FIELD: &str = "TaskTemplate.ContainerSpec.Image";
+    if image.is_empty() {
+        return Err(Error::value(FIELD, "an image reference has to be given"));
+    }
+    let digits = image.strip_prefix("sha256:").unwrap_or(image);
+    let id = digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    match skep_image::Reference::parse(image) {
+        Err(error) if !id => Err(Error::value(FIELD, error.to_string())),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn to_model(spec: &v1::ContainerSpec) -> models::TaskSpecContainerSpec {

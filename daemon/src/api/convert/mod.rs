@@ -62,7 +62,31 @@ impl Error {
 
 /// Reads a spec: empty texts and nulls in it are "not given", as clients mean them.
 pub(super) fn read<T: DeserializeOwned>(object: &'static str, value: &Value) -> Result<T, Error> {
-    serde_json::from_value(lossless::without_empty(value)).map_err(|e| Error::Shape { object, message: e.to_string() })
+    shaped(lossless::without_empty(value)).map_err(|message| Error::Shape { object, message })
+}
+
+/// Reads an object; the error says where it has the wrong shape, in the API's words.
+pub(super) fn shaped<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    let found = match &value {
+        Value::Object(_) => return serde_path_to_error::deserialize(value).map_err(|error| placed(&error)),
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+    };
+    Err(format!("a JSON object, {{\"Name\": value, …}}, is expected and {found} was sent"))
+}
+
+/// The reader's words behind the path of what it could not read.
+fn placed(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let (path, why) = (error.path().to_string(), error.inner().to_string());
+    // The names of our types mean nothing to a client.
+    let why = match why.split_once(", expected struct ") {
+        Some((found, _)) => format!("{found}, expected an object"),
+        None => why,
+    };
+    if path == "." { why } else { format!("{path}: {why}") }
 }
 
 /// Writes a model. Models hold texts, numbers, lists and maps with text keys, which always can be written.

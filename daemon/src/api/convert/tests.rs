@@ -224,6 +224,46 @@ fn nodes_go_in_and_come_out() {
 }
 
 #[test]
+fn the_root_of_trust_is_shown_with_its_subject_and_key() {
+    use base64::Engine as _;
+    let root = skep_manager::ca::RootCa::create(std::time::SystemTime::now()).unwrap();
+    let description = v1::NodeDescription { root_ca_pem: root.certificate_pem().to_owned(), ..Default::default() };
+    let node = v1::Node { description: Some(description), ..Default::default() };
+    let shown = node::node_out(&node)["Description"]["TLSInfo"].clone();
+    assert_eq!(shown["TrustRoot"], json!(root.certificate_pem()));
+    let decoded = |field: &str| {
+        let text = shown[field].as_str().unwrap();
+        base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+    };
+    let (subject, key) = (decoded("CertIssuerSubject"), decoded("CertIssuerPublicKey"));
+    // A sequence each: the name that the root was made with, and an uncompressed point of P-256.
+    assert!(subject[0] == 0x30 && String::from_utf8_lossy(&subject).contains("swarm-ca"), "{subject:x?}");
+    assert_eq!((key[0], key.len()), (0x30, 91));
+    let unreadable = v1::NodeDescription { root_ca_pem: "no PEM".to_owned(), ..Default::default() };
+    let node = v1::Node { description: Some(unreadable), ..Default::default() };
+    assert_eq!(node::node_out(&node)["Description"]["TLSInfo"], json!({ "TrustRoot": "no PEM" }));
+}
+
+#[test]
+fn images_are_named_as_registries_name_them() {
+    let id = "0123456789abcdef".repeat(4);
+    let (with_digest, full) = (format!("busybox@sha256:{id}"), format!("sha256:{id}"));
+    for image in ["busybox", "busybox:1.36", "r.example:5000/a/b:x", &with_digest, &full, &id] {
+        let mut given = created_by_docker_20();
+        given["TaskTemplate"]["ContainerSpec"]["Image"] = json!(image);
+        assert!(service::spec_in(&given).is_ok(), "{image}");
+    }
+    for image in
+        ["", " ", "a b", "A", "a/B", "a:b:c", "a@sha256:12", "-a", "a//b", "a:", "sha256:12:3", "r_x:5000/a/b/"]
+    {
+        let mut given = created_by_docker_20();
+        given["TaskTemplate"]["ContainerSpec"]["Image"] = json!(image);
+        let error = service::spec_in(&given).unwrap_err().to_string();
+        assert!(error.contains("TaskTemplate.ContainerSpec.Image"), "{image}: {error}");
+    }
+}
+
+#[test]
 fn the_swarm_s_settings_survive_reading_and_writing_back() {
     let spec = v1::ClusterSpec {
         task_history_limit: 5,
