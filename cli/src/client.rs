@@ -35,8 +35,9 @@ pub(crate) struct Refused {
 }
 
 impl std::fmt::Display for Refused {
+    /// The node words its advice for the `docker` command, whose users look for these very words; here it is `skep`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.message.replace("\"docker ", "\"skep "))
     }
 }
 
@@ -141,6 +142,9 @@ impl Client {
         kind: Option<&str>,
         body: Body,
     ) -> Result<Incoming> {
+        if path.ends_with('/') || path.contains("//") {
+            bail!("the name of what is meant is empty: give a name or an id");
+        }
         let mut request = Request::builder().method(method).uri(uri(path, query)).header(header::HOST, "skep");
         if let Some(kind) = kind {
             request = request.header(header::CONTENT_TYPE, kind);
@@ -251,6 +255,13 @@ mod tests {
         for host in ["", "ssh://x", "/run/x.sock", "npipe://x"] {
             assert!(Client::new(host).is_err(), "{host}");
         }
+    }
+
+    #[test]
+    fn advice_of_the_node_names_this_program() {
+        let message = "Use \"docker swarm init\" or \"docker swarm join\"; docker".to_owned();
+        let refused = Refused { status: StatusCode::SERVICE_UNAVAILABLE, message };
+        assert_eq!(refused.to_string(), "Use \"skep swarm init\" or \"skep swarm join\"; docker");
     }
 
     #[test]

@@ -5,7 +5,6 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "output belongs to the command line")]
 
 mod client;
-mod config;
 mod container;
 mod daemon;
 mod human;
@@ -17,7 +16,6 @@ mod output;
 mod parse;
 mod payload;
 mod progress;
-mod secret;
 mod service;
 mod swarm;
 mod system;
@@ -68,10 +66,10 @@ enum Command {
     Container(container::Command),
     /// Manage swarm secrets
     #[command(subcommand)]
-    Secret(secret::Command),
+    Secret(payload::Command),
     /// Manage swarm configs
     #[command(subcommand)]
-    Config(config::Command),
+    Config(payload::Command),
     /// Display system-wide information
     Info(system::FormatArgs),
     /// Show the version of client and daemon
@@ -179,8 +177,8 @@ async fn ask(client: &Client, command: Command) -> Result<ExitCode> {
         Command::Network(command) => network::run(client, command).await?,
         Command::Image(command) => image::run(client, command).await?,
         Command::Container(command) => container::run(client, command).await?,
-        Command::Secret(command) => secret::run(client, command).await?,
-        Command::Config(command) => config::run(client, command).await?,
+        Command::Secret(command) => payload::run(client, "secret", command).await?,
+        Command::Config(command) => payload::run(client, "config", command).await?,
         Command::Info(args) => system::info(client, args).await?,
         Command::Version(args) => system::version(client, args).await?,
         Command::Events(args) => system::events(client, args).await?,

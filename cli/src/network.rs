@@ -156,6 +156,9 @@ async fn create(client: &Client, args: &Create) -> Result<()> {
         body.set("IPAM.Config", json!(configs));
     }
     let answer = client.post("/networks/create", &[], Some(&body)).await?;
+    if !answer.text("Warning").is_empty() {
+        output::note(format!("WARNING: {}", answer.text("Warning")));
+    }
     line(answer.text("Id"))
 }
 

@@ -1,5 +1,7 @@
 //! `skep node`.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -220,7 +222,27 @@ fn pretty(node: &Value) -> Result<()> {
     line(format!(" CPUs:\t\t\t{}", node.number("Description.Resources.NanoCPUs") / 1_000_000_000))?;
     let memory = node.number("Description.Resources.MemoryBytes") as f64;
     line(format!(" Memory:\t\t{}", human::binary_size(memory)))?;
-    line(format!("Engine Version:\t\t{}", node.text("Description.Engine.EngineVersion")))
+    plugins(node.list("Description.Engine.Plugins"))?;
+    line(format!("Engine Version:\t\t{}", node.text("Description.Engine.EngineVersion")))?;
+    let tls = node.at("Description.TLSInfo");
+    if tls.text("TrustRoot").is_empty() {
+        return Ok(());
+    }
+    line(format!("TLS Info:\n TrustRoot:\n{}\n", tls.text("TrustRoot").trim_end()))?;
+    line(format!(" Issuer Subject:\t{}", tls.text("CertIssuerSubject")))?;
+    line(format!(" Issuer Public Key:\t{}", tls.text("CertIssuerPublicKey")))
+}
+
+/// The names of plugins by their kind, one line a kind.
+fn plugins(plugins: &[Value]) -> Result<()> {
+    let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for plugin in plugins {
+        kinds.entry(plugin.text("Type")).or_default().push(plugin.text("Name"));
+    }
+    if !kinds.is_empty() {
+        line("Plugins:")?;
+    }
+    kinds.iter().try_for_each(|(kind, names)| line(format!(" {kind}:\t\t{}", names.join(", "))))
 }
 
 async fn ps(client: &Client, args: task::PsArgs, mut nodes: Vec<String>) -> Result<()> {
@@ -247,9 +269,13 @@ fn apply(args: &Update, spec: &mut Value) -> Result<()> {
     if let Some(role) = &args.role {
         spec.set("Role", json!(role.to_lowercase()));
     }
+    let unknown = args.label_rm.iter().find(|name| spec["Labels"].get(name.as_str()).is_none());
+    if let Some(name) = unknown {
+        bail!("key {name} doesn't exist in node's labels");
+    }
     spec.with_map("Labels", |labels| {
-        labels.extend(parse::pairs(&args.label_add));
         labels.retain(|name, _| !args.label_rm.contains(name));
+        labels.extend(parse::pairs(&args.label_add));
     });
     Ok(())
 }

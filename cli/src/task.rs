@@ -62,14 +62,20 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Lists the tasks that fit, newest of each slot first.
+/// Lists the tasks that fit: by name of the service and slot, newest of each slot first.
 pub(crate) async fn print(client: &Client, args: &PsArgs, wanted: &[String]) -> Result<()> {
     let wanted = filters(wanted)?;
     let tasks = client.get("/tasks", &[("filters", &wanted)]).await?;
     let mut tasks: Vec<Value> = tasks.as_array().cloned().unwrap_or_default();
-    let created = |task: &Value| task.text("CreatedAt").to_owned();
-    tasks.sort_by(|a, b| slot(a).cmp(&slot(b)).then_with(|| created(b).cmp(&created(a))));
     let mut names = Names::new(client, !args.no_resolve);
+    let mut services = BTreeMap::new();
+    for id in tasks.iter().map(|task| task.text("ServiceID")) {
+        services.insert(id.to_owned(), names.service(id).await);
+    }
+    tasks.sort_by_key(|task| {
+        let service = services.get(task.text("ServiceID")).cloned();
+        (service, slot(task), std::cmp::Reverse(task.text("CreatedAt").to_owned()))
+    });
     let (mut rows, mut last) = (Vec::new(), None);
     for task in &tasks {
         let again = last.as_ref() == Some(&slot(task));

@@ -77,7 +77,7 @@ impl Node {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_swarm_and_a_service_from_the_first_command_on() {
     let node = Node::start();
-    node.fails("node ls", "This node is not a swarm manager").await;
+    node.fails("node ls", "This node is not a swarm manager. Use \"skep swarm init\" or \"skep swarm join\"").await;
     assert!(node.ok("swarm init").await.contains("skep swarm join --token SWMTKN-1-a-w 10.9.8.7:2377"));
     node.fails("swarm init", "already part of a swarm").await;
     let nodes = node.ok("node ls").await;
@@ -109,6 +109,12 @@ async fn a_swarm_and_a_service_from_the_first_command_on() {
     assert!(node.ok("service inspect web").await.contains("A=1"));
     node.fails("service create -d --name web busybox", "name conflicts").await;
 
+    node.ok("service create -d --name api --replicas 2 busybox").await;
+    let listed = node.args(&["service", "ps", "--format", "{{.Name}}", "web", "api"]).await.out;
+    let services: Vec<&str> = listed.lines().filter_map(|name| name.split('.').next()).collect();
+    assert!(services.is_sorted() && services.first() == Some(&"api") && services.last() == Some(&"web"), "{listed}");
+    node.ok("service rm api").await;
+
     let logs = node.ok("service logs --no-task-ids web").await;
     assert!(logs.contains("web.1@fake    | hello\n"), "{logs}");
     assert_eq!(node.skep("service rm web nope").await.out, "web\n");
@@ -135,7 +141,19 @@ async fn the_other_verbs() {
     assert!(node.ok("service inspect s").await.contains("/etc/x"));
     node.fails("service create -d --secret absent busybox", "absent").await;
     node.ok("node update --label-add a=b --availability drain fake").await;
-    assert!(node.ok("node inspect --pretty self").await.contains(" - a=b"));
+    node.fails("node update --label-rm nolabel fake", "key nolabel doesn't exist in node's labels").await;
+    let shown = node.ok("node inspect --pretty self").await;
+    for part in
+        [" - a=b", "Plugins:\n Log:\t\tjson-file\n Network:\t\toverlay, bridge\n", "TLS Info:\n TrustRoot:\nPEM\n"]
+    {
+        assert!(shown.contains(part), "{shown}");
+    }
+    node.ok("node update --label-rm a fake").await;
+    for verb in ["service rm", "service inspect", "network rm", "secret rm", "image rm", "image inspect", "node rm"] {
+        let words: Vec<&str> = verb.split(' ').chain([""]).collect();
+        let seen = node.args(&words).await;
+        assert!(seen.code == 1 && seen.err.contains("is empty"), "{verb} '': {}", seen.err);
+    }
     assert!(node.ok("info").await.contains("Is Manager: true"));
     assert!(node.ok("version").await.contains("API version"));
     let archive = node.file("a.tar", "archive");

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::change::Lists;
 use super::flags::{CONTAINER, Shared};
-use super::{Waiting, wait};
+use super::{Waiting, wait, warn};
 use crate::client::Client;
-use crate::output::{line, note};
+use crate::output::line;
 use crate::parse;
 use crate::value::At;
 
@@ -97,9 +97,7 @@ pub(super) async fn run(client: &Client, mut args: Args) -> Result<()> {
     args.shared.apply(&mut spec)?;
     lists(&mut args).add(client, &mut spec).await?;
     let answer = client.post("/services/create", &[], Some(&spec)).await?;
-    for warning in answer.list("Warnings") {
-        note(warning.as_str().unwrap_or_default());
-    }
+    warn(&answer);
     line(answer.text("ID"))?;
     wait(client, args.waiting, answer.text("ID")).await
 }

@@ -130,11 +130,15 @@ async fn find(client: &Client, reference: &str) -> Result<Value> {
 async fn replace(client: &Client, service: &Value, spec: &Value) -> Result<()> {
     let version = service.number("Version.Index").to_string();
     let path = format!("/services/{}/update", escape(service.text("ID")));
-    let answer = client.post(&path, &[("version", &version)], Some(spec)).await?;
-    for warning in answer.list("Warnings") {
-        note(warning.as_str().unwrap_or_default());
-    }
+    warn(&client.post(&path, &[("version", &version)], Some(spec)).await?);
     Ok(())
+}
+
+/// Prints what the node warns of in an answer.
+fn warn(answer: &Value) {
+    for warning in answer.list("Warnings") {
+        note(format!("WARNING: {}", warning.as_str().unwrap_or_default()));
+    }
 }
 
 async fn wait(client: &Client, waiting: Waiting, id: &str) -> Result<()> {
@@ -259,7 +263,8 @@ async fn rollback(client: &Client, waiting: Waiting, reference: &str) -> Result<
     let service = find(client, reference).await?;
     let version = service.number("Version.Index").to_string();
     let path = format!("/services/{}/update", escape(service.text("ID")));
-    client.post(&path, &[("version", &version), ("rollback", "previous")], None).await?;
+    let answer = client.post(&path, &[("version", &version), ("rollback", "previous")], None).await?;
+    warn(&answer);
     line(reference)?;
     wait(client, waiting, service.text("ID")).await
 }
