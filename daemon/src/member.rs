@@ -103,7 +103,10 @@ impl Member {
             gateway,
             resolvers: parts.machine.resolvers.clone(),
             search: parts.machine.search.clone(),
-            description: parts.machine.description(&parts.config, membership.addresses.data_path),
+            description: skep_proto::v1::NodeDescription {
+                root_ca_pem: identity.current().root_pem().to_owned(),
+                ..parts.machine.description(&parts.config, membership.addresses.data_path)
+            },
             managers,
         };
         let rooms = skep_worker::Rooms {
