@@ -116,10 +116,24 @@ async fn bodies_that_are_too_large_are_refused() {
 #[tokio::test]
 async fn what_is_not_there_is_501_and_the_client_can_finish_writing() {
     let server = Server::start();
-    for path in ["/containers/create", "/build", "/session", "/auth", "/containers/x/exec", "/containers/x/start"] {
+    for path in [
+        "/containers/create",
+        "/volumes/create",
+        "/build",
+        "/session",
+        "/auth",
+        "/containers/x/exec",
+        "/containers/x/start",
+    ] {
         let answer = server.call("POST", path, Some(json!({ "Image": "x".repeat(1 << 20) }))).await;
         assert_eq!(answer.status, 501, "{path}");
         assert!(answer.message().contains("Skep"), "{path}");
+    }
+    assert_eq!(server.get("/volumes").await.json()["Volumes"], json!([]));
+    assert_eq!(server.get("/volumes/x").await.status, 404);
+    for kind in ["containers", "volumes", "build"] {
+        let pruned = server.call("POST", &format!("/{kind}/prune"), None).await.json();
+        assert_eq!(pruned["SpaceReclaimed"], json!(0), "{kind}");
     }
     assert_eq!(server.get("/distribution/docker.io/library/busybox:1/json").await.status, 404);
 }

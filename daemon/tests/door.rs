@@ -143,6 +143,11 @@ async fn what_has_no_effect_is_accepted_with_a_warning() {
     let server = server().await;
     let plain = server.call("POST", "/services/create", Some(service("plain", 1))).await.json();
     assert_eq!(plain["Warnings"], json!(null));
+    let mut nameless = service("", 1);
+    nameless["EndpointSpec"] = json!({});
+    let id = server.call("POST", "/services/create", Some(nameless)).await.json()["ID"].as_str().unwrap().to_owned();
+    let name = server.get(&format!("/services/{id}")).await.json()["Spec"]["Name"].as_str().unwrap().to_owned();
+    assert_eq!(name.split('_').count(), 3, "{name}: a service without a name is given one");
     for (number, (path, value, part)) in [
         (container("Healthcheck"), json!({ "Test": ["CMD", "true"] }), "health checks are not run yet"),
         (container("OpenStdin"), json!(true), "standard input"),

@@ -44,7 +44,6 @@ pub(super) fn routes() -> Router<Api> {
     let mut router = Router::new()
         .route("/containers/json", get(list))
         .route("/containers/create", any(refuse))
-        .route("/containers/prune", any(refuse))
         .route("/containers/{id}", any(refuse))
         .route("/containers/{id}/json", get(inspect))
         .route("/containers/{id}/logs", get(container_logs))

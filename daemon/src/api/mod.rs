@@ -18,6 +18,7 @@ mod images;
 mod info;
 mod kept;
 mod logs;
+mod names;
 mod negotiate;
 mod networks;
 mod nodes;

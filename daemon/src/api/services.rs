@@ -11,7 +11,7 @@ use skep_proto::v1;
 use super::body::{JsonBody, OptionalJson};
 use super::filters::Filters;
 use super::params::Params;
-use super::{Api, ApiError, ApiVersion, convert, logs};
+use super::{Api, ApiError, ApiVersion, convert, logs, names};
 
 const FILTERS: [&str; 5] = ["id", "label", "mode", "name", "runtime"];
 
@@ -51,8 +51,12 @@ async fn create(
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let control = api.control().await?;
-    let spec = convert::service::spec_in(&body)?;
-    let request = v1::CreateServiceRequest { spec: Some(spec), id: skep_proto::id::new() };
+    let (id, mut spec) = (skep_proto::id::new(), convert::service::spec_in(&body)?);
+    let annotations = spec.annotations.get_or_insert_default();
+    if annotations.name.is_empty() {
+        annotations.name = names::from_id(&id);
+    }
+    let request = v1::CreateServiceRequest { spec: Some(spec), id };
     let response = control.create_service(api.call(request)).await?.into_inner();
     Ok((StatusCode::CREATED, Json(convert::service::created_out(&response))))
 }

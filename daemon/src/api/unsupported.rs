@@ -2,14 +2,14 @@
 //! that no engine has are 404.
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Path, Request};
 use axum::routing::any;
 
 use super::{Api, ApiError, body};
 
 pub(super) fn routes() -> Router<Api> {
     let mut router = Router::new();
-    for path in ["/session", "/grpc", "/build", "/build/prune", "/build/cancel"] {
+    for path in ["/session", "/grpc", "/build", "/build/cancel"] {
         router = router.route(
             path,
             any(|request: Request| refuse(request, "building images; build elsewhere and use \"image load\"")),
@@ -21,6 +21,9 @@ pub(super) fn routes() -> Router<Api> {
     for path in ["/plugins", "/plugins/{*rest}"] {
         router = router.route(path, any(|request: Request| refuse(request, "plugins")));
     }
+    router = router
+        .route("/volumes/create", any(|request: Request| refuse(request, "volumes; use a bind mount or tmpfs")))
+        .route("/volumes/{name}", any(no_volume));
     router = router.route("/exec/{id}/{action}", any(|request: Request| refuse(request, "exec")));
     router = router.route("/swarm/unlock", any(|request: Request| refuse(request, "locked managers")));
     router
@@ -29,6 +32,10 @@ pub(super) fn routes() -> Router<Api> {
 async fn refuse(request: Request, what: &'static str) -> Result<(), ApiError> {
     body::discard(request.into_body()).await;
     Err(ApiError::unsupported(format!("Skep has no support for {what}")))
+}
+
+async fn no_volume(Path(name): Path<String>) -> ApiError {
+    ApiError::not_found(format!("get {name}: no such volume"))
 }
 
 /// A path that no engine has, or a method that the path has not.

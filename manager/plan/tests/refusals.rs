@@ -241,13 +241,14 @@ fn what_is_close_to_it_is_accepted() {
 #[test]
 fn networks_that_would_not_be_what_was_asked_for() {
     let w = world();
-    let network = |change: fn(&mut NetworkSpec)| {
+    type Change = fn(&mut NetworkSpec);
+    let network = |change: Change| {
         let mut spec = NetworkSpec { annotations: annotations("n"), ..NetworkSpec::default() };
         change(&mut spec);
         validate::network(&w.state, spec, "n-id").map(|_| ()).map_err(|e| e.to_string())
     };
     assert_eq!(network(|s| s.attachable = true), Ok(()));
-    let table: &[(&str, fn(&mut NetworkSpec))] = &[
+    let table: &[(&str, Change)] = &[
         ("Options: encryption", |s| {
             s.driver = Some(Driver { name: "overlay".into(), options: map(&[("encrypted", "")]) });
         }),

@@ -189,6 +189,7 @@ fn check_health(health: &HealthConfig) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
     use super::*;
     use skep_proto::v1::{Privileges, Ulimit};
 

@@ -72,6 +72,7 @@ fn check_part(part: &str, resources: Resources, least_cpu: i64, least_memory: i6
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
     use super::*;
 
     fn judged(limits: (i64, i64), reserved: (i64, i64), pids: i64, swap: i64) -> Result<(), String> {
