@@ -2,6 +2,8 @@
 //!
 //! Decides when a node may found, join or leave a swarm; one such change at a time. The API's facilities call it.
 
+mod force;
+
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
@@ -98,21 +100,6 @@ impl Node {
         self.enter(self.holder(identity), membership, None, Beginning::Resume).await
     }
 
-    /// Goes on alone; once that is done, the next start is one like any other.
-    async fn enter_forced(
-        &self,
-        identity: Holder,
-        membership: Membership,
-        listener: Option<tokio::net::TcpListener>,
-    ) -> Result<()> {
-        self.enter(identity, membership, listener, Beginning::Force).await?;
-        if let Some(member) = self.member() {
-            member.forced()?;
-        }
-        tracing::warn!("a new cluster was forced: this manager is its only one");
-        Ok(())
-    }
-
     fn holder(&self, identity: Identity) -> Holder {
         Holder::new(self.identity_dir(), identity, Clock::default())
     }
@@ -188,65 +175,6 @@ impl Node {
         let identity = Identity::found(&root, &subject, life, &Clock::default()).map_err(internal)?;
         let membership = self.new_membership(addresses, founding.raft_id, Vec::new());
         let entered = self.enter_new(identity, membership, Some(listener), Beginning::Found(first)).await;
-        entered.map(|()| node_id).map_err(internal)
-    }
-
-    /// Makes a swarm of this manager alone out of what it has of its own, which has lost its quorum. What can be checked
-    /// is checked before anything stops. From the moment at which the intention is on disk there is no way back: a crash
-    /// or a failure leaves a node that goes on with it at its next start, or when it is asked again.
-    async fn force_new_cluster(&self, request: &Init) -> Result<String, Failure> {
-        let data_dir = &self.config.data_dir;
-        let old = membership::load(data_dir).map_err(internal)?.ok_or_else(|| {
-            Failure::Unavailable(
-                "This node is not part of a swarm, so there is nothing to make a new cluster of. Leave \
-                 --force-new-cluster out to found a swarm."
-                    .to_owned(),
-            )
-        })?;
-        let member = self.member();
-        let identity = match &member {
-            Some(member) => member.identity(),
-            None => {
-                let loaded = Identity::load(&self.identity_dir(), &Clock::default()).map_err(internal)?;
-                self.holder(loaded.ok_or_else(|| internal(anyhow::anyhow!("this node's certificate is gone")))?)
-            }
-        };
-        // A manager of long standing, not one that was never taken into the group.
-        let is_manager = match &member {
-            Some(member) => member.manager().is_some_and(|m| !m.raft().members().is_empty()),
-            None => identity.current().is_manager() && data_dir.join("raft").exists(),
-        };
-        if !is_manager {
-            return Err(Failure::Unavailable(
-                "This node is not a swarm manager. Only a manager has the state that a new cluster can be made of; run \
-                 this command on a manager node."
-                    .to_owned(),
-            ));
-        }
-        let given = &request.addresses;
-        let machine = addresses::interfaces().map_err(internal)?;
-        let addresses = addresses::change(&old.addresses, &given.listen, &given.advertise, &given.data_path, &machine)
-            .map_err(|e| Failure::Invalid(e.to_string()))?;
-        // What this node's manager itself listens on is free once that has stopped.
-        let listener = match &member {
-            Some(member) if member.membership().addresses.listen == addresses.listen => None,
-            _ => Some(member::listen(addresses.listen).await.map_err(internal)?),
-        };
-        let node_id = identity.current().subject.node_id.clone();
-        let membership = old.forced(addresses, membership::new_raft_id());
-        if let Some(member) = member {
-            // Its keepers write the same file.
-            *self.member.write().unwrap_or_else(PoisonError::into_inner) = None;
-            member.shutdown().await;
-        }
-        let entered = match membership::save(data_dir, &membership) {
-            Ok(()) => self.enter_forced(identity, membership, listener).await,
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = &entered {
-            let why = format!("a new cluster could not be forced: {error:#}; ask for it again, or restart the daemon");
-            *self.broken.write().unwrap_or_else(PoisonError::into_inner) = Some(why);
-        }
         entered.map(|()| node_id).map_err(internal)
     }
 

@@ -359,11 +359,11 @@ async fn a_crash_while_a_cluster_is_forced_is_mended_by_doing_it_again() {
 async fn claim(cluster: &Cluster, asked: u64, from: u64) -> [Option<Code>; 3] {
     let channel = cluster.dialer(from).channel(&cluster.address(asked)).unwrap();
     let mut client = RaftClient::new(channel);
-    let vote = Some(RaftVote { term: 1000, node: from, committed: false });
+    let vote = RaftVote { term: 1000, node: from, committed: false };
     let last = Some(RaftLogId { term: 1000, node: from, index: 1_000_000 });
-    let request = RaftVoteRequest { to: asked, vote, last, ..RaftVoteRequest::default() };
+    let request = RaftVoteRequest { to: asked, vote: Some(vote), last, ..RaftVoteRequest::default() };
     let voted = client.vote(request).await.err();
-    let led = Some(RaftVote { committed: true, ..vote.unwrap() });
+    let led = Some(RaftVote { committed: true, ..vote });
     let request = RaftAppendRequest { to: asked, vote: led, prev: last, ..RaftAppendRequest::default() };
     let appended = client.append(request).await.err();
     let told = client.read_index(RaftReadIndexRequest { to: asked, from }).await.err();
