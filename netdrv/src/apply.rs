@@ -14,7 +14,7 @@ use skep_net_kernel::link::{
     self, Bridge, Change, Fdb, FdbPlace, IpNet, Neighbour, Port, VethEnd, Vxlan, absent_is_fine, present_is_fine,
 };
 use skep_net_plan::{
-    FdbKey, Flush, Link, LinkKind, Mac, Op, Place, PolicyRule, PortFlags, Route, RouteKey, Space, Step, Subnet,
+    FdbKey, Flush, Link, LinkKind, Mac, Op, Place, Planned, PolicyRule, PortFlags, Route, RouteKey, Step, Subnet,
 };
 
 use crate::error::{Error, Result};
@@ -40,7 +40,7 @@ pub(crate) struct Failure {
 }
 
 /// Carries out all steps.
-pub(crate) async fn apply(wires: &mut Wires, steps: &[Step], spaces: &BTreeMap<Place, Space>) -> Vec<Failure> {
+pub(crate) async fn apply(wires: &mut Wires, steps: &[Step], spaces: &BTreeMap<Place, Planned>) -> Vec<Failure> {
     let mut failures = Vec::new();
     let mut rest = steps;
     while let Some(first) = rest.first() {
@@ -59,7 +59,7 @@ pub(crate) async fn apply(wires: &mut Wires, steps: &[Step], spaces: &BTreeMap<P
 }
 
 /// The sandbox whose link a step is about, or the step's own place.
-fn culprit(step: &Step, spaces: &BTreeMap<Place, Space>) -> Place {
+fn culprit(step: &Step, spaces: &BTreeMap<Place, Planned>) -> Place {
     let link = dev(&step.op).and_then(|name| spaces.get(&step.place)?.links.get(name));
     match link.map(|l| &l.kind) {
         Some(LinkKind::Veth { peer }) if matches!(peer.place, Place::Sandbox(_)) => peer.place.clone(),
@@ -250,11 +250,12 @@ async fn link_state(wire: &Wire, op: &Op) -> Result<()> {
             wire.link.set_master(wire.index(name)?, master).await?;
         }
         Op::SetPort { name, flags } => {
-            let PortFlags { neigh_suppress, no_learning, isolated } = *flags;
+            let PortFlags { neigh_suppress, no_learning, isolated, hairpin } = *flags;
             let port = Port {
                 neigh_suppress: Some(neigh_suppress),
                 learning: Some(!no_learning),
                 isolated: Some(isolated),
+                hairpin: Some(hairpin),
                 ..Port::default()
             };
             wire.link.set_port(wire.index(name)?, &port).await?;

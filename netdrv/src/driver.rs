@@ -1,5 +1,5 @@
-//! The handle that the worker holds, and the loop behind it: woken by a new desired state, by a request, and by a timer
-//! that makes it verify.
+//! The handle that the worker holds, and the loop behind it: woken by a new desired state, by a request, by what the
+//! kernel tells of others' changes, and by a timer that makes it verify.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,13 +14,17 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::Config;
 use crate::error::{Error, Result};
 use crate::pins::{self, Pins};
-use crate::reconcile::{Outcome, Reconciler};
+use crate::reconcile::{Look, Outcome, Reconciler};
 use crate::status::Status;
 
-/// How often the kernel is read and mended without any other reason.
-const VERIFY: Duration = Duration::from_secs(2);
-/// The first wait after a failure; it doubles up to [`VERIFY`].
-const RETRY: Duration = Duration::from_millis(100);
+/// The first wait after a failure, and the longest: it doubles.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Entries for which verification rests one period more, and the longest rest: reading them takes the kernel some
+/// microseconds each, in which no change comes into force. What is told by the kernel doesn't wait for that.
+const REST: (usize, Duration) = (1000, Duration::from_secs(60));
+/// How long more notifications are waited for after the first one, and the shortest time from one look because of them to
+/// the next: whoever changes things all the time must not keep us busy all the time.
+const NOTICE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 /// Deadline of a request to the loop: a round of a full node takes well below a second.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -56,7 +60,7 @@ impl Driver {
         let (reconciler, pins) = open(&config)?;
         let (requests, incoming) = mpsc::channel(64);
         let (status, status_rx) = watch::channel(Arc::default());
-        let task = tokio::spawn(run(reconciler, desired, incoming, status));
+        let task = tokio::spawn(run(reconciler, desired, incoming, status, config.verify));
         let inner = Inner { requests, status: status_rx, pins, task: Mutex::new(Some(task)) };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -130,65 +134,139 @@ fn open(config: &Config) -> Result<(Reconciler, Pins)> {
     Ok((Reconciler::new(names, pins.clone(), node)?, pins))
 }
 
+/// When to look at the kernel next.
+struct Timer {
+    every: Duration,
+    next: Instant,
+    patience: Duration,
+    /// When to look because of notifications; `None` = there were none.
+    notice: Option<Instant>,
+    /// The earliest time for that.
+    rested: Instant,
+}
+
+impl Timer {
+    fn new(every: Duration) -> Self {
+        let now = Instant::now();
+        Self { every, next: now, patience: RETRY.0, notice: None, rested: now }
+    }
+
+    /// After a round that read so many entries.
+    fn after(&mut self, read: usize, look: Look, outcome: Outcome) {
+        let now = Instant::now();
+        match outcome {
+            Outcome::Settled => {
+                self.patience = RETRY.0;
+                if look == Look::Around {
+                    let periods = u32::try_from(read / REST.0).unwrap_or(u32::MAX).saturating_add(1);
+                    self.next = now + self.every.saturating_mul(periods).min(REST.1.max(self.every));
+                }
+            }
+            Outcome::Again => {
+                self.next = now + self.patience;
+                self.patience = (self.patience * 2).min(RETRY.1);
+            }
+        }
+        if look != Look::Nowhere {
+            self.notice = None;
+            self.rested = now + NOTICE.1;
+        }
+    }
+
+    /// Something was told.
+    fn notice(&mut self) {
+        self.notice.get_or_insert_with(|| (Instant::now() + NOTICE.0).max(self.rested));
+    }
+
+    /// What is due already, however busy the loop is with other things.
+    fn overdue(&self) -> Look {
+        let now = Instant::now();
+        if self.next <= now {
+            Look::Around
+        } else if self.notice.is_some_and(|notice| notice <= now) {
+            Look::Disturbed
+        } else {
+            Look::Nowhere
+        }
+    }
+
+    /// Waits for what comes first, and tells where to look then.
+    async fn due(&self) -> Look {
+        match self.notice.filter(|notice| *notice < self.next) {
+            Some(notice) => {
+                sleep_until(notice).await;
+                Look::Disturbed
+            }
+            None => {
+                sleep_until(self.next).await;
+                Look::Around
+            }
+        }
+    }
+}
+
 /// The loop. Ends on request, and when nobody holds the driver any more.
 async fn run(
     mut reconciler: Reconciler,
     mut desired: watch::Receiver<Arc<Desired>>,
     mut requests: mpsc::Receiver<Request>,
     status: watch::Sender<Arc<Status>>,
+    every: Duration,
 ) {
-    let mut next = Instant::now();
-    let mut patience = RETRY;
-    let mut verify = true;
+    let mut timer = Timer::new(every);
+    let mut look = Look::Around;
     let mut waiting = Vec::new();
     // Once the desired state can't change any more, its channel is always "ready": don't spin on it.
     let mut changing = true;
     loop {
         let latest = desired.borrow_and_update().clone();
-        let outcome = reconciler.round(latest, verify).await;
+        let outcome = reconciler.round(latest, look).await;
         publish(&status, reconciler.status());
         for answer in waiting.drain(..) {
             // Whoever asked may have given up.
             let _ = oneshot::Sender::<Result<()>>::send(answer, Ok(()));
         }
-        match outcome {
-            Outcome::Settled if verify => next = Instant::now() + VERIFY,
-            Outcome::Settled => {}
-            Outcome::Again => {
-                next = Instant::now() + patience;
-                patience = (patience * 2).min(VERIFY);
+        timer.after(reconciler.entries_read(), look, outcome);
+        look = loop {
+            if reconciler.is_disturbed() {
+                timer.notice();
             }
-        }
-        if outcome == Outcome::Settled {
-            patience = RETRY;
-        }
-        verify = false;
-        tokio::select! {
-            biased;
-            changed = desired.changed(), if changing => changing = changed.is_ok(),
-            request = requests.recv() => match request {
-                None | Some(Request::Stop) => return,
-                Some(Request::Opened(answer)) => waiting.push(answer),
-                Some(Request::Close(id, answer)) => {
-                    let closed = reconciler.close(&id).await;
-                    match closed {
-                        Ok(()) => waiting.push(answer),
-                        Err(error) => drop(answer.send(Err(error))),
-                    }
+            tokio::select! {
+                biased;
+                changed = desired.changed(), if changing => {
+                    changing = changed.is_ok();
+                    break timer.overdue();
                 }
-            },
-            () = sleep_until(next) => verify = true,
-        }
-        while let Ok(request) = requests.try_recv() {
-            match request {
-                Request::Stop => return,
-                Request::Opened(answer) => waiting.push(answer),
-                Request::Close(id, answer) => match reconciler.close(&id).await {
-                    Ok(()) => waiting.push(answer),
-                    Err(error) => drop(answer.send(Err(error))),
+                request = requests.recv() => match request {
+                    None | Some(Request::Stop) => return,
+                    Some(request) => {
+                        serve(&mut reconciler, request, &mut waiting).await;
+                        break timer.overdue();
+                    }
                 },
+                look = timer.due() => break look,
+                // While a look is due already, what more is told waits for it in the sockets.
+                () = reconciler.told(), if timer.notice.is_none() => reconciler.hear(),
             }
+        };
+        while let Ok(request) = requests.try_recv() {
+            if matches!(request, Request::Stop) {
+                return;
+            }
+            serve(&mut reconciler, request, &mut waiting).await;
         }
+    }
+}
+
+/// Does what was asked for; who is to be answered after the next round goes into `waiting`.
+async fn serve(reconciler: &mut Reconciler, request: Request, waiting: &mut Vec<oneshot::Sender<Result<()>>>) {
+    match request {
+        Request::Opened(answer) => waiting.push(answer),
+        Request::Close(id, answer) => match reconciler.close(&id).await {
+            Ok(()) => waiting.push(answer),
+            Err(error) => drop(answer.send(Err(error))),
+        },
+        Request::Stop => {}
     }
 }
 

@@ -12,6 +12,8 @@ use skep_net_plan::{ChainKind, Data, Family, Field, Hook, NftOp, Rule, Subnet, V
 
 const LOOPBACK: Subnet = Subnet::new(Ipv4Addr::new(127, 0, 0, 0), 8);
 const DNS: u16 = 53;
+/// EtherType of ARP.
+const ARP: [u8; 2] = [0x08, 0x06];
 /// First half of every endpoint's MAC.
 const OUI: [u8; 2] = [0x02, 0x42];
 
@@ -24,12 +26,23 @@ pub(crate) fn batch(ops: &[NftOp]) -> Batch {
     batch
 }
 
+/// A transaction that changes nothing and succeeds only where frames on bridges can be filtered.
+pub(crate) fn probe_bridge_filter() -> Batch {
+    let table = nft::Table::new(nft::Family::Bridge, format!("skep-probe-{}", std::process::id()));
+    let mut batch = Batch::new();
+    batch.create_table(&table);
+    batch.add_chain(&table, &nft::Chain::base("probe", nft::ChainType::Filter, nft::Hook::Prerouting, 0));
+    batch.delete_table(&table);
+    batch
+}
+
 /// The table of that family and name.
 pub(crate) fn table(id: &(Family, String)) -> nft::Table {
     let family = match id.0 {
         Family::Ip => nft::Family::Ip,
         Family::Inet => nft::Family::Inet,
         Family::Netdev => nft::Family::Netdev,
+        Family::Bridge => nft::Family::Bridge,
     };
     nft::Table::new(family, id.1.clone())
 }
@@ -127,6 +140,14 @@ fn expressions(rule: &Rule) -> nft::Rule {
             .masquerade(),
         Rule::Egress { bridge, from } => {
             new().ip_source(from.addr, from.prefix).meta(Meta::OifName, CmpOp::Ne, name(bridge)).masquerade()
+        }
+        Rule::GatewayOnly { ports, gateway } => {
+            let link = |offset, len| Expr::Payload { base: Base::Link, offset, len, to: Reg(0) };
+            let differs = |value: &[u8]| Expr::Cmp { reg: Reg(0), op: CmpOp::Ne, value: value.to_vec() };
+            // A comparison that is shorter than a name compares the name's first letters.
+            let ours = new().meta(Meta::IifName, CmpOp::Eq, ports.as_bytes().to_vec());
+            let others = ours.expr(link(12, 2)).expr(differs(&ARP)).expr(link(0, 6)).expr(differs(&gateway.0));
+            others.verdict(Verdict::Drop)
         }
         Rule::DropLoopback { link } => {
             new().iif_name(link).ip_destination(LOOPBACK.addr, LOOPBACK.prefix).verdict(Verdict::Drop)

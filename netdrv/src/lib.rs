@@ -22,9 +22,11 @@ mod observe;
 mod pins;
 mod reconcile;
 mod status;
+mod watches;
 mod wire;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use dns::Error as DnsError;
 pub use driver::Driver;
@@ -50,6 +52,8 @@ pub struct Config {
     pub ingress_link: Subnet,
     /// The node's namespace; `None` = that of the caller.
     pub node_ns: Option<Namespace>,
+    /// How often the kernel is read and mended without any other reason.
+    pub verify: Duration,
 }
 
 impl Config {
@@ -63,6 +67,7 @@ impl Config {
             prefix: names.prefix,
             ingress_link: names.ingress_link,
             node_ns: None,
+            verify: Duration::from_secs(2),
         }
     }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use skep_net_kernel::link::{self, FdbPlace, Kind, RouteKind};
 use skep_net_kernel::nft::{self, Table};
 use skep_net_plan::{
-    Family, FdbKey, Mac, Place, PolicyRule, Route, RouteKey, Seen, SeenKind, SeenLink, SeenTable, Subnet,
+    Family, FdbKey, Mac, Place, PolicyRule, PortFlags, Route, RouteKey, Seen, SeenKind, SeenLink, SeenTable, Subnet,
 };
 
 use crate::error::Result;
@@ -64,8 +64,18 @@ fn seen_link(link: &link::Link, names: &BTreeMap<u32, String>) -> Option<(String
         mtu: link.mtu,
         up: link.up,
         master: link.master.and_then(|m| names.get(&m).cloned()),
+        port: link.port.map(flags).unwrap_or_default(),
     };
     (link.name != "lo").then(|| (link.name.clone(), seen))
+}
+
+fn flags(port: link::Port) -> PortFlags {
+    PortFlags {
+        neigh_suppress: port.neigh_suppress.unwrap_or(false),
+        no_learning: port.learning == Some(false),
+        isolated: port.isolated.unwrap_or(false),
+        hairpin: port.hairpin.unwrap_or(false),
+    }
 }
 
 /// Asks only if the place can have any of ours: the node's own namespace may have very many of others.
@@ -166,6 +176,7 @@ fn read_tables(socket: &mut nft::Socket) -> nft::Result<BTreeMap<(Family, String
             nft::Family::Ip => Family::Ip,
             nft::Family::Inet => Family::Inet,
             nft::Family::Netdev => Family::Netdev,
+            nft::Family::Bridge => Family::Bridge,
             _ => continue,
         };
         if info.table.name == TABLE {

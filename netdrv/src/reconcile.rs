@@ -4,31 +4,31 @@
 //! something failed isn't believed any more, so the next round reads it. There is no other path at start: the first
 //! round believes nothing, finds what an earlier daemon left, and changes only what differs.
 
+mod look;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use skep_net_kernel::link::IpNet;
 use skep_net_kernel::ns::{self, Namespace};
 use skep_net_plan::{
-    Config as Names, Desired, Facts, Family, Flush, FrontKey, NodePlan, Place, Seen, Slots, Step, diff, flushes, plan,
-    slots_of,
+    Config as Names, Desired, Facts, Family, Flush, FrontKey, Link, LinkKind, NodePlan, Op, Place, Planner, Seen,
+    Slots, Step, diff, flushes,
 };
 use tokio::sync::watch;
+
+pub(crate) use look::Look;
 
 use crate::apply::{self, Failure, Wires};
 use crate::dns::{Book, Resolver, Upstream};
 use crate::error::{Error, Result};
 use crate::gateway::Leases;
-use crate::observe::observe;
 use crate::pins::{self, Pins};
 use crate::status::{SandboxState, Status};
+use crate::watches::Watches;
 use crate::wire::{Wire, blocking};
 
-/// Sandboxes that one verification reads at least, and the share of all that it reads (one in four): a full node is
-/// verified within four times, and its idle cost stays small.
-const VERIFIED: (usize, usize) = (8, 4);
 /// Flushes that failed and are tried again; beyond that the oldest are given up.
 const MAX_FLUSHES: usize = 1024;
 
@@ -38,17 +38,27 @@ pub(crate) struct Reconciler {
     pins: Pins,
     upstream: Upstream,
     wires: Wires,
-    /// What each namespace holds, as the last round left it.
-    believed: BTreeMap<Place, Seen>,
+    /// What each namespace holds, as the last round left it: the images of the plan's namespaces, shared with it.
+    believed: BTreeMap<Place, Arc<Seen>>,
+    planner: Planner,
     slots: Slots,
     leases: Leases,
     resolvers: BTreeMap<String, Resolver>,
     book: watch::Sender<Arc<Book>>,
     /// The underlay's address and MTU, as last found.
     underlay: Option<(Ipv4Addr, u32)>,
+    /// Whether packets on bridges are translated, as last found.
+    bridged: bool,
+    /// Whether this kernel filters frames on bridges; `None` = not asked yet.
+    filters_frames: Option<bool>,
     flushes: Vec<Flush>,
-    /// The sandbox after which the next verification goes on.
-    cursor: String,
+    watches: Watches,
+    /// Entries that the last round read.
+    read: usize,
+    /// Namespaces of which the kernel told a change that wasn't ours.
+    disturbed: BTreeSet<Place>,
+    /// The namespace after which the next verification goes on.
+    cursor: Option<Place>,
     desired: Arc<Desired>,
     status: Status,
 }
@@ -68,6 +78,7 @@ impl Reconciler {
         let wires = BTreeMap::from([(Place::Host, Wire::open(node)?)]);
         let desired = Arc::new(Desired::default());
         Ok(Self {
+            planner: Planner::new(names.clone()),
             names,
             pins,
             upstream,
@@ -78,8 +89,13 @@ impl Reconciler {
             resolvers: BTreeMap::new(),
             book: watch::channel(Arc::default()).0,
             underlay: None,
+            bridged: false,
+            filters_frames: None,
             flushes: Vec::new(),
-            cursor: String::new(),
+            watches: Watches::new(),
+            read: 0,
+            disturbed: BTreeSet::new(),
+            cursor: None,
             desired,
             status: Status::default(),
         })
@@ -89,15 +105,36 @@ impl Reconciler {
         &self.status
     }
 
-    /// One round. `verify` = read the kernel instead of trusting the last round.
-    pub(crate) async fn round(&mut self, desired: Arc<Desired>, verify: bool) -> Outcome {
+    /// Returns when the kernel tells of changes; then [`Reconciler::hear`] is to be called.
+    pub(crate) async fn told(&self) {
+        self.watches.told().await;
+    }
+
+    /// Takes in what the kernel told.
+    pub(crate) fn hear(&mut self) {
+        let told = self.watches.collect();
+        self.disturbed.extend(told);
+    }
+
+    /// How many entries the last round read from the kernel.
+    pub(crate) fn entries_read(&self) -> usize {
+        self.read
+    }
+
+    /// Whether there is a namespace to look at because of what was told.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        !self.disturbed.is_empty()
+    }
+
+    /// One round.
+    pub(crate) async fn round(&mut self, desired: Arc<Desired>, look: Look) -> Outcome {
         if desired.generation < self.desired.generation {
             let (older, newer) = (desired.generation, self.desired.generation);
             tracing::warn!(generation = older, current = newer, "older desired state refused");
         } else {
             self.desired = usable(desired);
         }
-        match self.try_round(verify).await {
+        match self.try_round(look).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 tracing::error!(generation = self.desired.generation, %error, "round given up");
@@ -107,24 +144,30 @@ impl Reconciler {
         }
     }
 
-    async fn try_round(&mut self, verify: bool) -> Result<Outcome> {
+    async fn try_round(&mut self, look: Look) -> Result<Outcome> {
         let mut failures = self.open_namespaces().await?;
+        self.watches.follow(&self.wires);
         // Nothing is known yet, at the start: everything stays as it is.
         if self.desired.generation == 0 {
             self.report(&failures, &BTreeSet::new());
             return Ok(Outcome::Settled);
         }
         let trusted: BTreeSet<Place> = self.believed.keys().cloned().collect();
-        let seen = self.look(verify, &mut failures).await;
-        let mtu = self.underlay_mtu(verify).await?;
+        let seen = self.look(look, &mut failures).await;
+        let mtu = self.underlay_mtu(look == Look::Around).await?;
+        if look == Look::Around {
+            self.bridged = self.is_bridged().await?;
+        }
         let desired = self.desired.clone();
-        let facts = Facts { mtu, sandboxes: self.lease(&mut failures), slots: self.slots.clone() };
-        let mut wanted = plan(&desired, &self.names, &facts);
+        let sandboxes = self.lease(&mut failures);
+        let facts = Facts { mtu, sandboxes, slots: self.slots.clone(), bridged: self.bridged };
+        let mut wanted = self.planner.next(&desired, &facts);
         // Namespaces that can't be read can't be worked on.
         wanted.spaces.retain(|place, _| seen.contains_key(place));
         let steps = diff(&seen, &self.believed, &wanted.spaces, &self.names);
-        self.count_drift(verify, &trusted, &steps);
+        self.count_drift(look, &trusted, &steps);
         failures.extend(apply::apply(&mut self.wires, &steps, &wanted.spaces).await);
+        self.ignore_echo(&steps);
         self.flush(&wanted, &steps).await;
         self.believe(&wanted, &failures);
         self.book.send_replace(Arc::new(Book { desired: self.desired.clone(), names: wanted.names }));
@@ -195,70 +238,13 @@ impl Reconciler {
     fn forget(&mut self, place: &Place) {
         self.wires.remove(place);
         self.believed.remove(place);
+        self.watches.forget(place);
+        self.disturbed.remove(place);
         match place {
             Place::Sandbox(id) => drop(self.resolvers.remove(id)),
-            Place::Balancer(network) => self.slots.retain(|key, _| key.network != *network),
+            Place::Balancer(network) => self.slots = without(&self.slots, |key| key.network == *network),
             Place::Host => {}
         }
-    }
-
-    /// The namespaces to read for verification: the node's own, all balancers, and the sandboxes whose turn it is.
-    fn due(&mut self) -> BTreeSet<Place> {
-        let (sandboxes, others): (Vec<Place>, Vec<Place>) =
-            self.wires.keys().cloned().partition(|p| matches!(p, Place::Sandbox(_)));
-        let count = VERIFIED.0.max(sandboxes.len().div_ceil(VERIFIED.1));
-        let after = Place::Sandbox(std::mem::take(&mut self.cursor));
-        let from = sandboxes.partition_point(|p| *p <= after);
-        let turn: Vec<_> = sandboxes.iter().cycle().skip(from).take(count.min(sandboxes.len())).cloned().collect();
-        if let Some(Place::Sandbox(last)) = turn.last() {
-            self.cursor.clone_from(last);
-        }
-        others.into_iter().chain(turn).collect()
-    }
-
-    /// What every open namespace holds: read if it is due or not believed, else as believed. One that can't be read is
-    /// left out of this round.
-    async fn look(&mut self, verify: bool, failures: &mut Vec<Failure>) -> BTreeMap<Place, Seen> {
-        let mut seen = BTreeMap::new();
-        let due = if verify { self.due() } else { BTreeSet::new() };
-        for (place, wire) in &mut self.wires {
-            let believed = self.believed.get(place);
-            if let Some(believed) = believed.filter(|_| !due.contains(place)) {
-                seen.insert(place.clone(), believed.clone());
-                continue;
-            }
-            match observe(place, wire, believed).await {
-                Ok(found) => {
-                    if believed.is_none() {
-                        adopt(place, &found, &mut self.slots, &mut self.leases);
-                    }
-                    seen.insert(place.clone(), found);
-                }
-                Err(error) => failures.push(Failure { culprit: place.clone(), place: place.clone(), error }),
-            }
-        }
-        seen
-    }
-
-    /// The MTU of the underlay: as given, or that of the link with the data-path address. An address that is gone for a
-    /// moment leaves the last one.
-    async fn underlay_mtu(&mut self, verify: bool) -> Result<u32> {
-        let underlay = self.desired.underlay.clone();
-        if underlay.mtu != 0 {
-            return Ok(underlay.mtu);
-        }
-        let last = self.underlay.filter(|(address, _)| *address == underlay.address).map(|(_, mtu)| mtu);
-        if let Some(mtu) = last.filter(|_| !verify) {
-            return Ok(mtu);
-        }
-        let Some(node) = self.wires.get(&Place::Host) else { return Err(Error::Stopped) };
-        let address = IpNet::new(underlay.address, 0).address;
-        let device = node.link.addresses().await?.into_iter().find(|a| a.net.address == address).map(|a| a.device);
-        let links = node.link.links().await?;
-        let found = links.iter().find(|l| Some(l.index) == device).map(|l| l.mtu).or(last);
-        let mtu = found.ok_or(Error::NoUnderlay { address: underlay.address })?;
-        self.underlay = Some((underlay.address, mtu));
-        Ok(mtu)
     }
 
     /// Open sandboxes with their gateway addresses.
@@ -277,9 +263,28 @@ impl Reconciler {
         leases
     }
 
+    /// What the kernel told while steps were carried out is our own doing, where they were. If somebody else did something
+    /// there in the same moment, it is found in turn.
+    fn ignore_echo(&mut self, steps: &[Step]) {
+        if steps.is_empty() {
+            return;
+        }
+        let mut own: BTreeSet<&Place> = steps.iter().map(|step| &step.place).collect();
+        for step in steps {
+            match &step.op {
+                Op::AddLink { link: Link { kind: LinkKind::Veth { peer }, .. }, .. } => drop(own.insert(&peer.place)),
+                // Made in the node's namespace, and gone from there at once.
+                Op::AddLink { link: Link { kind: LinkKind::Vxlan { .. }, .. }, .. } => drop(own.insert(&Place::Host)),
+                _ => {}
+            }
+        }
+        let told = self.watches.collect();
+        self.disturbed.extend(told.into_iter().filter(|place| !own.contains(place)));
+    }
+
     /// Steps in a namespace that was as wanted after the last round mend what somebody else broke.
-    fn count_drift(&mut self, verify: bool, trusted: &BTreeSet<Place>, steps: &[Step]) {
-        if !verify || self.status.applied != self.desired.generation {
+    fn count_drift(&mut self, look: Look, trusted: &BTreeSet<Place>, steps: &[Step]) {
+        if look == Look::Nowhere || self.status.applied != self.desired.generation {
             return;
         }
         let mut places: BTreeMap<&Place, u64> = BTreeMap::new();
@@ -311,7 +316,7 @@ impl Reconciler {
             .spaces
             .iter()
             .filter(|(place, _)| self.wires.contains_key(*place) && !doubtful.contains(*place))
-            .map(|(place, space)| (place.clone(), Seen::of(space)))
+            .map(|(place, space)| (place.clone(), space.image().clone()))
             .collect();
     }
 
@@ -320,10 +325,12 @@ impl Reconciler {
         let doubtful = |key: &FrontKey| {
             failures.iter().any(|f| matches!(&f.place, Place::Balancer(network) if *network == key.network))
         };
-        let mut slots = new;
-        slots.retain(|key, _| !doubtful(key));
-        let old = std::mem::take(&mut self.slots);
-        slots.extend(old.into_iter().filter(|(key, _)| doubtful(key)));
+        if !failures.iter().any(|f| matches!(f.place, Place::Balancer(_))) {
+            self.slots = new;
+            return;
+        }
+        let mut slots = without(&new, doubtful);
+        slots.extend(without(&self.slots, |key| !doubtful(key)));
         self.slots = slots;
     }
 
@@ -385,8 +392,9 @@ impl Reconciler {
         let path = self.pins.sandbox(id)?;
         self.forget(&Place::Sandbox(id.to_owned()));
         let removed = pins::remove(path).await;
-        // It took the other ends of its pairs along.
+        // It took the other ends of its pairs along, and that is no news.
         self.wires.values_mut().for_each(Wire::forget);
+        self.watches.collect();
         removed
     }
 
@@ -418,10 +426,16 @@ impl Reconciler {
         for link in node.links().await?.iter().filter(|l| self.names.owns(&l.name)) {
             skep_net_kernel::link::absent_is_fine(node.link.delete_link(link.index).await)?;
         }
-        let table = crate::firewall::table(&(Family::Ip, "skep".to_owned()));
-        let mut batch = skep_net_kernel::nft::Batch::new();
-        batch.remove_table(&table);
-        node.commit(batch).await
+        let tables = node.with_nft(|socket| socket.tables()).await?;
+        for family in [Family::Ip, Family::Bridge] {
+            let table = crate::firewall::table(&(family, "skep".to_owned()));
+            if tables.iter().any(|found| found.table == table) {
+                let mut batch = skep_net_kernel::nft::Batch::new();
+                batch.remove_table(&table);
+                node.commit(batch).await?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -435,19 +449,7 @@ fn usable(desired: Arc<Desired>) -> Arc<Desired> {
     Arc::new(less)
 }
 
-/// Takes over what an earlier daemon left: the slots of its maps, the gateway addresses of its sandboxes.
-fn adopt(place: &Place, found: &Seen, slots: &mut Slots, leases: &mut Leases) {
-    match place {
-        Place::Balancer(network) => {
-            for (front, held) in found.tables.values().flat_map(slots_of) {
-                slots.entry(FrontKey { network: network.clone(), front }).or_insert(held);
-            }
-        }
-        Place::Sandbox(id) => {
-            for (_, address) in &found.addresses {
-                leases.adopt(id, address.addr);
-            }
-        }
-        Place::Host => {}
-    }
+/// The slots of all fronts but these.
+fn without(slots: &Slots, these: impl Fn(&FrontKey) -> bool) -> Slots {
+    slots.iter().filter(|(key, _)| !these(key)).map(|(key, held)| (key.clone(), held.clone())).collect()
 }

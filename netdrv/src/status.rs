@@ -13,6 +13,8 @@ pub struct Status {
     pub sandboxes: BTreeMap<String, SandboxState>,
     /// Steps that mended drift since the start.
     pub repaired: u64,
+    /// How often notifications of the kernel, not the timer, made the driver look.
+    pub woken: u64,
     /// What kept the last round from being complete; `None` = nothing.
     pub last_error: Option<String>,
 }

@@ -1,5 +1,5 @@
 //! What an admin breaks is mended; what a daemon's end and start must not disturb isn't.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
 
@@ -89,6 +89,121 @@ async fn what_is_broken_is_mended_and_counted() -> Result<()> {
     let before = c.status(0).repaired;
     places[0].1.set_sysctl("net/ipv4/ip_forward", "0")?;
     repaired(before, "forwarding switched off".into()).await
+}
+
+/// The timer is out of the way: what is mended here was told by the kernel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_kernel_tells_is_mended_without_the_timer() -> Result<()> {
+    if !privileged() {
+        return Ok(());
+    }
+    let mut c = Cluster::verified_every(2, &[("t1", 0), ("t2", 1)], Duration::from_secs(3600)).await?;
+    // Its own changes, many of them, are no news to the driver.
+    for flipped in [1, 1, 1, 1] {
+        c.tasks[flipped].ready ^= true;
+        c.apply().await?;
+    }
+    let gone = c.tasks.pop().context("t2")?;
+    c.apply().await?;
+    c.tasks.push(gone);
+    c.apply().await?;
+    c.machines[0].node.link.add_bridge(&skep_net_kernel::link::Bridge { name: "others", ..Default::default() }).await?;
+    ensure!(c.status(0).woken == 0, "woken by its own changes: {:?}", c.status(0));
+
+    let node = c.machines[0].node.namespace.clone();
+    let (ingress, app) = (c.balancer(0, "id-ing")?, c.balancer(0, "id-app")?);
+    let t1 = c.inside("t1")?;
+    let mended = |before: Arc<skep_netdrv::Status>, what: &'static str| {
+        let c = &c;
+        async move {
+            let start = std::time::Instant::now();
+            eventually(what, || async {
+                let now = c.status(0);
+                ensure!(now.repaired > before.repaired && now.woken > before.woken, "{now:?}");
+                Ok(())
+            })
+            .await?;
+            println!("{what}: mended after {:?}", start.elapsed());
+            healed(c, what).await
+        }
+    };
+    for (what, namespace) in [("node's ruleset", &node), ("ingress ruleset", &ingress), ("app ruleset", &app)] {
+        let before = c.status(0);
+        delete_tables(namespace).await?;
+        mended(before, what).await?;
+    }
+    for (what, namespace, link) in [
+        ("bridge", &app, "br0"),
+        ("VXLAN", &ingress, "vx0"),
+        ("gateway", &node, "skep-gw"),
+        ("container's link", &t1, "eth0"),
+    ] {
+        let before = c.status(0);
+        Handle::open(namespace)?.delete_link_named(link).await.with_context(|| what.to_owned())?;
+        mended(before, what).await?;
+    }
+    let handle = Handle::open(&app)?;
+    let before = c.status(0);
+    let bridge = handle.index("br0").await?;
+    handle.set_down(bridge).await?;
+    mended(before, "bridge set down").await?;
+    let before = c.status(0);
+    for neighbour in handle.neighbours().await? {
+        handle.delete_neighbour(neighbour.device, neighbour.address).await?;
+    }
+    mended(before, "neighbours").await?;
+    let before = c.status(0);
+    for entry in handle.fdb().await? {
+        handle.delete_fdb(&entry).await?;
+    }
+    mended(before, "forwarding entries").await
+}
+
+/// Whoever keeps changing things must not keep the driver busy; and where nobody does, it sleeps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_changes_is_looked_at_now_and_then_and_silence_not_at_all() -> Result<()> {
+    if !privileged() {
+        return Ok(());
+    }
+    let c = Cluster::verified_every(1, &[("t1", 0)], Duration::from_secs(3600)).await?;
+    let node = &c.machines[0].node.namespace;
+    let mut socket = nft::Socket::open(node)?;
+    let table = nft::Table::new(nft::Family::Ip, "others");
+    let (start, mut changes) = (std::time::Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(3) {
+        let mut batch = nft::Batch::new();
+        batch.remove_table(&table);
+        batch.commit(&mut socket)?;
+        changes += 1;
+        tokio::task::yield_now().await;
+    }
+    eventually("a look", || async {
+        ensure!(c.status(0).woken > 0);
+        Ok(())
+    })
+    .await?;
+    let woken = c.status(0).woken;
+    // One each half second, and one more for the rest.
+    let most = 2 + u64::try_from(start.elapsed().as_millis() / 500)?;
+    ensure!(woken <= most, "woken {woken} times by {changes} changes in {:?}", start.elapsed());
+    ensure!(c.status(0).repaired == 0 && changes > 20, "{changes}: {:?}", c.status(0));
+    // What was still queued is looked at; then nothing is, and nobody turns in circles.
+    eventually("silence", || async {
+        let mut status = c.driver(0).status();
+        status.borrow_and_update();
+        let before = cpu();
+        let change = tokio::time::timeout(Duration::from_secs(2), status.changed()).await;
+        let spent = cpu() - before;
+        ensure!(change.is_err() && spent < Duration::from_millis(100), "still busy: {change:?}, {spent:?} of 2 s");
+        Ok(())
+    })
+    .await
+}
+
+/// What this process has used of the processors.
+fn cpu() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap(), u32::try_from(now.tv_nsec).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

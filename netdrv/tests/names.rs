@@ -126,3 +126,105 @@ async fn containers_resolve_names() -> Result<()> {
     ensure!(answer == (ResponseCode::NoError, addresses(&[250])), "{answer:?}");
     Ok(())
 }
+
+/// A name, an alias, a container and an address of a network that the container isn't on are unknown to it, whatever way
+/// it asks; and what it calls its own is not heard elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_of_other_networks_stay_there() -> Result<()> {
+    if !privileged() {
+        return Ok(());
+    }
+    let c = Cluster::new(1, &[("t1", 0), ("t2", 0)]).await?;
+    let mut desired = c.desired(0);
+    desired.generation += 1;
+    let mut network = skep_netdrv::Network::clone(&desired.networks["id-app"]);
+    (network.id, network.name, network.vni) = ("id-other".into(), "other".into(), 5000);
+    network.subnet = "10.7.0.0/24".parse()?;
+    network.balancer = "10.7.0.2".parse()?;
+    network.peers.clear();
+    desired.networks.insert("id-other".into(), network.into());
+    let mut secret = skep_netdrv::Service::clone(&desired.services["s"]);
+    (secret.id, secret.name, secret.ports) = ("s2".into(), "secret".into(), Vec::new());
+    let on = skep_netdrv::ServiceNetwork { vip: Some("10.7.0.250".parse()?), aliases: vec!["hidden".into()] };
+    secret.networks = [("id-other".to_owned(), on)].into();
+    secret.endpoints.truncate(1);
+    secret.endpoints[0].task_id = "t3".into();
+    secret.endpoints[0].name = "secret.1".into();
+    secret.endpoints[0].addresses = [("id-other".to_owned(), "10.7.0.9".parse()?)].into();
+    desired.services.insert("s2".into(), secret.into());
+    // t2 moves to the other network, with an alias of its own.
+    let mut moved = skep_netdrv::Sandbox::clone(&desired.attachments["t2"]);
+    let at = skep_netdrv::Attachment { address: "10.7.0.8".parse()?, aliases: vec!["mine".into()] };
+    moved.networks = [("id-other".to_owned(), at)].into();
+    desired.attachments.insert("t2".into(), moved.into());
+    let mut status = c.driver(0).status();
+    c.machines[0].desired.send_replace(std::sync::Arc::new(desired.clone()));
+    let applied = status.wait_for(|s| s.applied == desired.generation);
+    tokio::time::timeout(Duration::from_secs(10), applied).await??;
+
+    let (t1, t2) = (c.inside("t1")?, c.inside("t2")?);
+    let names =
+        ["secret.", "hidden.", "tasks.secret.", "secret.1.", "mine.", "secret.other.", "SECRET.OTHER.", "mine.other."];
+    for tcp in [false, true] {
+        for name in names {
+            let (kept, shown) =
+                (lookup(&t1, name, RecordType::A, tcp).await?, lookup(&t2, name, RecordType::A, tcp).await?);
+            ensure!(kept == (ResponseCode::NXDomain, vec![]), "{name} leaks: {kept:?}");
+            ensure!(shown.0 == ResponseCode::NoError && shown.1.len() == 1, "{name} is unknown at home: {shown:?}");
+        }
+        for address in ["250.0.7.10.in-addr.arpa.", "9.0.7.10.in-addr.arpa."] {
+            let (kept, shown) =
+                (lookup(&t1, address, RecordType::PTR, tcp).await?, lookup(&t2, address, RecordType::PTR, tcp).await?);
+            ensure!(kept == (ResponseCode::NXDomain, vec![]) && !shown.1.is_empty(), "{address}: {kept:?}, {shown:?}");
+        }
+        let other = lookup(&t2, "web.", RecordType::A, tcp).await?;
+        ensure!(other == (ResponseCode::NXDomain, vec![]), "web leaks: {other:?}");
+    }
+    Ok(())
+}
+
+/// Far more questions than may wait, for a server that says nothing: the rest is refused at once, names of the cluster
+/// are answered meanwhile, and afterwards all is as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_questions_is_bounded_and_hurts_no_other_names() -> Result<()> {
+    if !privileged() {
+        return Ok(());
+    }
+    let mut c = Cluster::new(1, &[("t1", 0), ("t2", 0)]).await?;
+    c.upstream = vec![(c.topology.client.address, 53).into()];
+    let deaf = c.topology.client.namespace.udp_socket("0.0.0.0:53".parse()?)?;
+    c.apply().await?;
+    let (t1, t2) = (c.inside("t1")?, c.inside("t2")?);
+    let socket = tokio::net::UdpSocket::from_std(t1.udp_socket("0.0.0.0:0".parse()?)?)?;
+    socket.connect(RESOLVER).await?;
+    let mut question = Message::query();
+    question.add_query(Query::query(Name::from_ascii("example.org.")?, RecordType::A));
+    let (bytes, start) = (question.to_vec()?, std::time::Instant::now());
+    let (mut asked, mut refused, mut buffer) = (0, 0, [0; 512]);
+    // Who waits is answered after 4 s; who is refused, before.
+    while refused < 200 && start.elapsed() < Duration::from_secs(3) {
+        for _ in 0..10 {
+            socket.send(&bytes).await?;
+            asked += 1;
+        }
+        while let Ok(Ok(length)) = tokio::time::timeout(Duration::from_millis(5), socket.recv(&mut buffer)).await {
+            let answer = Message::from_vec(&buffer[..length])?;
+            refused += u32::from(answer.metadata.response_code == ResponseCode::ServFail);
+        }
+    }
+    ensure!(refused >= 200, "{refused} of {asked} refused within {:?}", start.elapsed());
+    let own = lookup(&t1, "web.", RecordType::A, false).await?;
+    ensure!(own.0 == ResponseCode::NoError, "{own:?}");
+    let neighbour = lookup(&t2, "web.", RecordType::A, true).await?;
+    ensure!(neighbour.0 == ResponseCode::NoError, "{neighbour:?}");
+    drop(deaf);
+    let server = upstream(&c.topology.client.namespace).await?;
+    skep_net_testkit::eventually("answers again", || async {
+        let answer = lookup(&t1, "example.org.", RecordType::A, false).await?;
+        ensure!(answer.0 == ResponseCode::NoError, "{answer:?}");
+        Ok(())
+    })
+    .await?;
+    server.abort();
+    Ok(())
+}

@@ -3,6 +3,7 @@
 //! Every change carries a generation; an older one is refused, whichever manager it comes from.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use skep_proto::v1::assignment::Kind;
 use skep_proto::v1::{Assignment, AssignmentChange, AssignmentKey, AssignmentKind};
@@ -12,7 +13,8 @@ use skep_proto::v1::{Assignment, AssignmentChange, AssignmentKey, AssignmentKind
 pub struct Assignments {
     /// Generation of the newest change that was taken in.
     pub generation: u64,
-    items: BTreeMap<(AssignmentKind, String), Assignment>,
+    /// Shared between one set and the next: what is the same is known by its address.
+    items: BTreeMap<(AssignmentKind, String), Arc<Assignment>>,
 }
 
 /// Why a change was not taken in.
@@ -50,7 +52,7 @@ impl Assignments {
         }
         for item in change.put {
             let key = key(&item).ok_or(Refused::Empty(change.generation))?;
-            items.insert(key, item);
+            items.insert(key, Arc::new(item));
         }
         Ok(Self { generation: change.generation, items })
     }
@@ -60,7 +62,7 @@ impl Assignments {
         AssignmentChange {
             generation: self.generation,
             complete: true,
-            put: self.items.values().cloned().collect(),
+            put: self.items.values().map(|item| Assignment::clone(item)).collect(),
             remove: Vec::new(),
         }
     }
@@ -68,6 +70,11 @@ impl Assignments {
     /// All items.
     pub fn kinds(&self) -> impl Iterator<Item = &Kind> {
         self.items.values().filter_map(|item| item.kind.as_ref())
+    }
+
+    /// All items, as they are shared.
+    pub(crate) fn shared(&self) -> impl Iterator<Item = &Arc<Assignment>> {
+        self.items.values()
     }
 
     /// One item.

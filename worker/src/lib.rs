@@ -294,10 +294,12 @@ impl session::Owner for Inner {
 
     fn assign(&self, change: AssignmentChange) -> Result<(), Status> {
         let next = self.assigned.borrow().take(change).map_err(|e| Status::failed_precondition(e.to_string()))?;
+        let next = Arc::new(next);
+        self.assigned.send_replace(next.clone());
+        // Written in whole, which takes its time on a node with much to know: what is in force doesn't wait for it.
         if let Err(error) = remember(&self.file, &next) {
             tracing::warn!(error = %error, file = %self.file.display(), "assignments can't be kept for a restart");
         }
-        self.assigned.send_replace(Arc::new(next));
         Ok(())
     }
 
@@ -377,10 +379,11 @@ async fn wire(
     desired: watch::Sender<Arc<Desired>>,
     facts: wires::Facts,
 ) {
+    let mut wiring = wires::Wiring::new(facts);
     loop {
         let current = Arc::clone(&assigned.borrow_and_update());
         let open = sandboxes.borrow_and_update().clone();
-        let (wires, problems) = wires::desired(&current, &facts, &open);
+        let (wires, problems) = wiring.desired(&current, &open);
         for problem in problems {
             tracing::error!(problem, generation = current.generation, "an assignment can't be wired");
         }

@@ -12,3 +12,4 @@ pub mod link;
 mod netlink;
 pub mod nft;
 pub mod ns;
+pub mod watch;

@@ -368,7 +368,7 @@ impl Socket {
 }
 
 /// Splits the first message off.
-fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(crate) fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(bytes.get(0..4)?.try_into().ok()?)).ok()?;
     if length < MESSAGE_HEADER {
         return None;

@@ -1,8 +1,12 @@
 //! What a node's wires must show, as plain data: the worker fills it from its assignments, one value at a time, each
 //! with a higher generation. It holds no decision and no kernel name.
+//!
+//! Networks, services and sandboxes are shared between one value and the next where they didn't change: what stays is then
+//! recognised by its address, and a change costs what it changes.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,11 +23,11 @@ pub struct Desired {
     /// address, or the first one.
     pub gateway: Subnet,
     /// Overlay networks by id.
-    pub networks: BTreeMap<String, Network>,
+    pub networks: BTreeMap<String, Arc<Network>>,
     /// Services by id.
-    pub services: BTreeMap<String, Service>,
+    pub services: BTreeMap<String, Arc<Service>>,
     /// What each sandbox is attached to, by sandbox id (the task's id).
-    pub attachments: BTreeMap<String, Sandbox>,
+    pub attachments: BTreeMap<String, Arc<Sandbox>>,
 }
 
 impl Default for Desired {

@@ -9,8 +9,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use crate::build::Config;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use imbl::ordset;
+
+use crate::build::{Config, Planned};
 use crate::nft::{NftOp, diff_tables};
 use crate::space::{FdbKey, Link, LinkKind, Mac, Place, PolicyRule, PortFlags, Route, RouteKey, Seen, SeenLink, Space};
 use crate::subnet::Subnet;
@@ -18,7 +23,7 @@ use crate::subnet::Subnet;
 /// When a step is carried out; all steps of one phase, in all namespaces, before those of the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Remove links that must be made anew.
+    /// Remove links that must be made anew, and set what new links will take over.
     Unlink,
     /// Make links.
     Link,
@@ -89,40 +94,55 @@ pub enum Op {
 
 /// The steps from `seen` to `wanted`, in order. `believed` is what the last application left (the same as `seen` when
 /// the kernel wasn't read). Namespaces that are wanted but not seen are taken to be new and empty; those that are seen
-/// but not wanted are left to the caller, which removes them as a whole.
+/// but not wanted are left to the caller, which removes them as a whole. A namespace that is seen to be the wanted image
+/// itself is passed over, and of what is shared with it nothing is looked at: the cost is that of what differs.
 #[must_use]
 pub fn diff(
-    seen: &BTreeMap<Place, Seen>,
-    believed: &BTreeMap<Place, Seen>,
-    wanted: &BTreeMap<Place, Space>,
+    seen: &BTreeMap<Place, Arc<Seen>>,
+    believed: &BTreeMap<Place, Arc<Seen>>,
+    wanted: &BTreeMap<Place, Planned>,
     config: &Config,
 ) -> Vec<Step> {
-    let anew = anew(seen, wanted);
+    let settled = |place: &Place, planned: &Planned| seen.get(place).is_some_and(|s| Arc::ptr_eq(s, planned.image()));
+    let open: BTreeSet<&Place> = wanted.iter().filter(|(p, w)| !settled(p, w)).map(|(place, _)| place).collect();
+    let anew = anew(seen, wanted, &open);
     let (nothing, no_links) = (Seen::default(), BTreeSet::new());
     let mut steps = Vec::new();
-    for (place, space) in wanted {
+    for (place, space) in wanted.iter().filter(|(place, _)| open.contains(place) || anew.contains_key(*place)) {
+        let seen = seen.get(place).map_or(&nothing, Arc::as_ref);
         let mut one = One {
             place,
-            owner: Owner { place, believed: believed.get(place).unwrap_or(&nothing), config },
+            owner: Owner { place, believed: believed.get(place).map_or(&nothing, Arc::as_ref), config },
             anew: anew.get(place).unwrap_or(&no_links),
             steps: &mut steps,
         };
-        one.links(seen.get(place).unwrap_or(&nothing), space);
-        one.layer3(seen.get(place).unwrap_or(&nothing), space);
-        one.firewall(seen.get(place).unwrap_or(&nothing), space);
-        one.removals(seen.get(place).unwrap_or(&nothing), space);
+        one.links(seen, space);
+        one.layer3(seen, space);
+        one.firewall(seen, space);
+        one.removals(seen, space);
     }
     steps.sort_by(|a, b| (a.phase, &a.place).cmp(&(b.phase, &b.place)));
     steps
 }
 
 /// The links that are made in this round, by namespace: those that are missing or of another kind, pairs of which
-/// one end is missing, and the other ends of all these.
-fn anew(seen: &BTreeMap<Place, Seen>, wanted: &BTreeMap<Place, Space>) -> BTreeMap<Place, BTreeSet<String>> {
+/// one end is missing, and the other ends of all these. Only what touches an `open` namespace can be among them.
+fn anew(
+    seen: &BTreeMap<Place, Arc<Seen>>,
+    wanted: &BTreeMap<Place, Planned>,
+    open: &BTreeSet<&Place>,
+) -> BTreeMap<Place, BTreeSet<String>> {
     let found = |place: &Place, name: &str| seen.get(place).and_then(|s| s.links.get(name));
     let mut anew: BTreeMap<Place, BTreeSet<String>> = BTreeMap::new();
     for (place, space) in wanted {
+        let here = open.contains(place);
         for (name, link) in &space.links {
+            match &link.kind {
+                LinkKind::Veth { peer } if !here && !open.contains(&peer.place) => continue,
+                LinkKind::Veth { .. } => {}
+                _ if !here => continue,
+                _ => {}
+            }
             let kept = found(place, name).is_some_and(|l| l.kind == link.kind.seen());
             match &link.kind {
                 LinkKind::End => {}
@@ -138,6 +158,34 @@ fn anew(seen: &BTreeMap<Place, Seen>, wanted: &BTreeMap<Place, Space>) -> BTreeM
         }
     }
     anew
+}
+
+/// What `wanted` holds that `seen` doesn't, and all that hangs on links that are made anew.
+fn news<'a, K: Ord, V: PartialEq>(
+    seen: &'a OrdMap<K, V>,
+    wanted: &'a OrdMap<K, V>,
+    anew: &BTreeSet<String>,
+    dev: impl Fn(&K) -> &str,
+) -> Vec<(&'a K, &'a V)> {
+    if anew.is_empty() {
+        let new = |item| match item {
+            DiffItem::Add(key, value) | DiffItem::Update { new: (key, value), .. } => Some((key, value)),
+            DiffItem::Remove(..) => None,
+        };
+        return seen.diff(wanted).filter_map(new).collect();
+    }
+    wanted.iter().filter(|(key, value)| anew.contains(dev(key)) || seen.get(*key) != Some(*value)).collect()
+}
+
+/// The keys that `seen` has and `wanted` hasn't.
+fn gone<'a, K: Ord, V: PartialEq>(
+    seen: &'a OrdMap<K, V>,
+    wanted: &'a OrdMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    seen.diff(wanted).filter_map(|item| match item {
+        DiffItem::Remove(key, value) => Some((key, value)),
+        _ => None,
+    })
 }
 
 /// Tells what may be removed in a namespace.
@@ -199,11 +247,14 @@ impl One<'_> {
         if let Some(mac) = link.mac.filter(|mac| !made_here && found.is_none_or(|f| f.mac != Some(*mac))) {
             self.push(Phase::LinkState, Op::SetMac { name: name(), mac });
         }
-        if found.map_or(link.master.is_some(), |f| f.master != link.master) {
+        let joins = found.map_or(link.master.is_some(), |f| f.master != link.master);
+        if joins {
             self.push(Phase::LinkState, Op::SetMaster { name: name(), master: link.master.clone() });
-            if link.port != PortFlags::default() {
-                self.push(Phase::LinkState, Op::SetPort { name: name(), flags: link.port });
-            }
+        }
+        // A port that was just made has no flags, and one that joins another bridge has lost them.
+        let flags = found.filter(|_| !joins).map(|f| f.port).unwrap_or_default();
+        if link.master.is_some() && flags != link.port {
+            self.push(Phase::LinkState, Op::SetPort { name: name(), flags: link.port });
         }
         if found.is_none_or(|f| !f.up) {
             self.push(Phase::LinkState, Op::SetUp { name: name() });
@@ -215,24 +266,27 @@ impl One<'_> {
         let anew = self.anew;
         for (path, value) in &wanted.sysctls {
             let of_new_link = path.split('/').any(|part| anew.contains(part));
+            // A link that was up before IPv6 was off had an address of it for a moment.
+            let taken_over = path.split('/').any(|part| part == "all" || part == "default");
+            let phase = if taken_over { Phase::Unlink } else { Phase::Layer3 };
             if of_new_link || seen.sysctls.get(path) != Some(value) {
-                self.push(Phase::Layer3, Op::SetSysctl { path: path.clone(), value: value.clone() });
+                self.push(phase, Op::SetSysctl { path: path.clone(), value: value.clone() });
             }
         }
-        for (dev, address) in &wanted.addresses {
-            if !kept(dev, anew) || !seen.addresses.contains(&(dev.clone(), *address)) {
-                self.push(Phase::Layer3, Op::AddAddress { dev: dev.clone(), address: *address });
-            }
+        let new_address = |item| match item {
+            ordset::DiffItem::Add(item) => Some(item),
+            _ => None,
+        };
+        let lost = wanted.addresses.iter().filter(|(dev, _)| !anew.is_empty() && anew.contains(dev));
+        let lost = lost.filter(|item| seen.addresses.contains(*item));
+        for (dev, address) in seen.addresses.diff(&wanted.addresses).filter_map(new_address).chain(lost) {
+            self.push(Phase::Layer3, Op::AddAddress { dev: dev.clone(), address: *address });
         }
-        for ((dev, address), mac) in &wanted.neighbours {
-            if !kept(dev, anew) || seen.neighbours.get(&(dev.clone(), *address)) != Some(mac) {
-                self.push(Phase::Layer3, Op::SetNeighbour { dev: dev.clone(), address: *address, mac: *mac });
-            }
+        for ((dev, address), mac) in news(&seen.neighbours, &wanted.neighbours, anew, |(dev, _)| dev) {
+            self.push(Phase::Layer3, Op::SetNeighbour { dev: dev.clone(), address: *address, mac: *mac });
         }
-        for (key, vtep) in &wanted.fdb {
-            if !kept(&key.dev, anew) || seen.fdb.get(key) != Some(vtep) {
-                self.push(Phase::Layer3, Op::SetFdb { key: key.clone(), vtep: *vtep });
-            }
+        for (key, vtep) in news(&seen.fdb, &wanted.fdb, anew, |key| &key.dev) {
+            self.push(Phase::Layer3, Op::SetFdb { key: key.clone(), vtep: *vtep });
         }
         for (key, route) in &wanted.routes {
             if !kept(&route.dev, anew) || seen.routes.get(key) != Some(route) {
@@ -249,8 +303,8 @@ impl One<'_> {
         // Some kernels drop the chains of a device with the device, others keep them: make them (no change if they are
         // there) and fill them anew.
         let mut ops = Vec::new();
-        for (id, table) in &wanted.tables {
-            for (name, chain) in &table.chains {
+        for (id, table) in wanted.tables.iter().filter(|_| !self.anew.is_empty()) {
+            for (name, chain) in table.chains.iter() {
                 let device = chain.base.as_ref().and_then(|b| b.device.as_ref());
                 let found = tables.get_mut(id).and_then(|t| t.chains.get_mut(name));
                 if let Some(tags) = found.filter(|_| device.is_some_and(|d| self.anew.contains(d))) {
@@ -267,16 +321,15 @@ impl One<'_> {
 
     fn removals(&mut self, seen: &Seen, wanted: &Space) {
         let believed = self.owner.believed;
-        let gone = |dev: &str| !wanted.links.contains_key(dev);
-        for (key, vtep) in &seen.fdb {
-            let known = believed.fdb.contains_key(key);
-            if !wanted.fdb.contains_key(key) && !gone(&key.dev) && self.owner.on(&key.dev, known) {
+        let no_link = |dev: &str| !wanted.links.contains_key(dev);
+        for (key, vtep) in gone(&seen.fdb, &wanted.fdb) {
+            if !no_link(&key.dev) && self.owner.on(&key.dev, believed.fdb.contains_key(key)) {
                 self.push(Phase::Remove, Op::DelFdb { key: key.clone(), vtep: *vtep });
             }
         }
-        for (dev, address) in seen.neighbours.keys() {
-            let known = believed.neighbours.contains_key(&(dev.clone(), *address));
-            if !wanted.neighbours.contains_key(&(dev.clone(), *address)) && !gone(dev) && self.owner.on(dev, known) {
+        for (key, _) in gone(&seen.neighbours, &wanted.neighbours) {
+            let (dev, address) = key;
+            if !no_link(dev) && self.owner.on(dev, believed.neighbours.contains_key(key)) {
                 self.push(Phase::Remove, Op::DelNeighbour { dev: dev.clone(), address: *address });
             }
         }
@@ -286,17 +339,18 @@ impl One<'_> {
             }
         }
         for (key, route) in seen.routes.iter().filter(|(key, _)| !wanted.routes.contains_key(*key)) {
-            if !gone(&route.dev) && self.owner.on(&route.dev, believed.routes.contains_key(key)) {
+            if !no_link(&route.dev) && self.owner.on(&route.dev, believed.routes.contains_key(key)) {
                 self.push(Phase::Remove, Op::DelRoute { key: *key, route: route.clone() });
             }
         }
-        for (dev, address) in seen.addresses.difference(&wanted.addresses) {
-            let known = believed.addresses.contains(&(dev.clone(), *address));
-            if !gone(dev) && self.owner.on(dev, known) {
+        for item in seen.addresses.diff(&wanted.addresses) {
+            let ordset::DiffItem::Remove(item) = item else { continue };
+            let (dev, address) = item;
+            if !no_link(dev) && self.owner.on(dev, believed.addresses.contains(item)) {
                 self.push(Phase::Remove, Op::DelAddress { dev: dev.clone(), address: *address });
             }
         }
-        for name in seen.links.keys().filter(|name| gone(name)) {
+        for name in seen.links.keys().filter(|name| no_link(name)) {
             if self.owner.link(name) {
                 self.push(Phase::Remove, Op::DelLink { name: name.clone() });
             }

@@ -3,6 +3,8 @@
 
 use std::net::Ipv4Addr;
 
+use imbl::ordmap::DiffItem;
+
 use crate::desired::Protocol;
 use crate::diff::{Op, Step};
 use crate::nft::NftOp;
@@ -28,15 +30,19 @@ pub struct Flush {
 #[must_use]
 pub fn flushes(before: &Slots, after: &Slots, steps: &[Step]) -> Vec<Flush> {
     let mut found = Vec::new();
-    for (key, held) in before {
-        let kept = after.get(key).map(Vec::as_slice).unwrap_or_default();
+    for item in before.diff(after) {
+        let (key, held, kept) = match item {
+            // What came before there was a translation was tracked as untranslated, and would stay so.
+            DiffItem::Add(key, _) => {
+                found.extend(udp(&key.network, key.front, None));
+                continue;
+            }
+            DiffItem::Update { old: (key, held), new: (_, kept) } => (key, held, kept.as_slice()),
+            DiffItem::Remove(key, held) => (key, held, [].as_slice()),
+        };
         for backend in held.iter().filter(|b| !kept.contains(b)) {
             found.extend(udp(&key.network, key.front, Some(backend.address)));
         }
-    }
-    // What came before there was a translation was tracked as untranslated, and would stay so.
-    for key in after.keys().filter(|key| !before.contains_key(*key)) {
-        found.extend(udp(&key.network, key.front, None));
     }
     for step in steps {
         match (&step.place, &step.op) {

@@ -11,13 +11,14 @@ mod build;
 mod desired;
 mod diff;
 mod flush;
+mod ledger;
 mod names;
 mod nft;
 mod slots;
 mod space;
 mod subnet;
 
-pub use build::{Config, DNS_ADDRESS, DNS_PORT, Facts, NodePlan, plan};
+pub use build::{Config, DNS_ADDRESS, DNS_PORT, Facts, NodePlan, Planned, Planner, plan};
 pub use desired::{
     Attachment, Desired, DnsConfig, Endpoint, HostPort, Network, Peer, Protocol, PublishedPort, Sandbox, Service,
     ServiceNetwork, Underlay,
@@ -26,8 +27,8 @@ pub use diff::{Op, Phase, Step, diff};
 pub use flush::{Flush, flushes};
 pub use names::{Answer, NameTable};
 pub use nft::{
-    Base, Chain, ChainKind, Data, Family, Field, Hook, NftOp, Rule, SeenTable, Set, Table, Value, diff_tables, key,
-    slots_of,
+    Base, Chain, ChainKind, Chains, Data, Elements, Family, Field, Hook, NftOp, Rule, SeenTable, Set, Table, Value,
+    diff_tables, key, slots_of,
 };
 pub use slots::{Backend, Front, FrontKey, Slots, place};
 pub use space::{

@@ -4,12 +4,18 @@
 //! Keys and values are in the kernel's layout: every field of a concatenation padded to 4 bytes. What expressions a
 //! [`Rule`] becomes is the driver's business; two rules are the same when their [`Rule::tag`]s are.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod transaction;
+
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+
+use imbl::OrdMap;
 
 use crate::desired::Protocol;
 use crate::space::Mac;
 use crate::subnet::Subnet;
+
+pub use transaction::{NftOp, diff_tables};
 
 /// Family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +26,8 @@ pub enum Family {
     Inet,
     /// Frames of one device.
     Netdev,
+    /// Frames that cross a bridge.
+    Bridge,
 }
 
 /// A wanted table.
@@ -28,7 +36,7 @@ pub struct Table {
     /// Sets and maps by name.
     pub sets: BTreeMap<String, Set>,
     /// Chains by name.
-    pub chains: BTreeMap<String, Chain>,
+    pub chains: Chains,
 }
 
 /// A set or map.
@@ -39,7 +47,51 @@ pub struct Set {
     /// What it maps to.
     pub data: Data,
     /// Elements: key -> value.
-    pub elements: BTreeMap<Vec<u8>, Value>,
+    pub elements: Elements,
+}
+
+/// Elements of a set: key -> value.
+pub type Elements = OrdMap<Vec<u8>, Value>;
+
+/// Chains by name, each with the tags of its rules, by which it is compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chains {
+    made: OrdMap<String, Chain>,
+    tags: OrdMap<String, Vec<String>>,
+}
+
+impl Chains {
+    /// Adds or replaces a chain.
+    pub fn insert(&mut self, name: impl Into<String>, chain: Chain) {
+        let name = name.into();
+        self.tags.insert(name.clone(), chain.rules.iter().map(Rule::tag).collect());
+        self.made.insert(name, chain);
+    }
+
+    /// Takes a chain away.
+    pub fn remove(&mut self, name: &str) {
+        self.tags.remove(name);
+        self.made.remove(name);
+    }
+
+    /// The chain of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Chain> {
+        self.made.get(name)
+    }
+
+    /// All of them, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Chain)> {
+        self.made.iter()
+    }
+}
+
+impl<N: Into<String>> FromIterator<(N, Chain)> for Chains {
+    fn from_iter<I: IntoIterator<Item = (N, Chain)>>(chains: I) -> Self {
+        let mut all = Self::default();
+        chains.into_iter().for_each(|(name, chain)| all.insert(name, chain));
+        all
+    }
 }
 
 /// One field of a key or value.
@@ -164,6 +216,14 @@ pub enum Rule {
         /// Gateway subnet.
         from: Subnet,
     },
+    /// A frame from a port whose name starts with `ports`, no ARP, and not to `gateway`: drop. What isolated ports are
+    /// where there can't be any: see [`Facts::bridged`](crate::Facts::bridged).
+    GatewayOnly {
+        /// First letters of the ports.
+        ports: String,
+        /// The bridge's own Ethernet address.
+        gateway: Mac,
+    },
     /// From `link` to 127/8: drop. `route_localnet` must not open the node's own services to containers.
     DropLoopback {
         /// Link.
@@ -250,6 +310,7 @@ impl Rule {
             Self::GatewaySource { out, from, to } => format!("gateway-source {out} {from} {to}"),
             Self::BridgeHairpin { bridge, from } => format!("bridge-hairpin {bridge} {from}"),
             Self::Egress { bridge, from } => format!("egress {bridge} {from}"),
+            Self::GatewayOnly { ports, gateway } => format!("gateway-only {ports} {gateway}"),
             Self::DropLoopback { link } => format!("drop-loopback {link}"),
             Self::PortFront { link } => format!("port-front {link}"),
             Self::VipFront { link } => format!("vip-front {link}"),
@@ -362,124 +423,18 @@ pub fn slots_of(table: &SeenTable) -> Vec<(crate::slots::Front, Vec<crate::slots
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SeenTable {
     /// Elements by set.
-    pub sets: BTreeMap<String, BTreeMap<Vec<u8>, Value>>,
+    pub sets: BTreeMap<String, Elements>,
     /// Tags of the rules by chain.
-    pub chains: BTreeMap<String, Vec<String>>,
+    pub chains: OrdMap<String, Vec<String>>,
 }
 
 impl SeenTable {
     /// What the kernel holds when `table` is wholly in force.
     #[must_use]
     pub fn of(table: &Table) -> Self {
-        let tags = |c: &Chain| c.rules.iter().map(Rule::tag).collect();
         Self {
             sets: table.sets.iter().map(|(name, s)| (name.clone(), s.elements.clone())).collect(),
-            chains: table.chains.iter().map(|(name, c)| (name.clone(), tags(c))).collect(),
+            chains: table.chains.tags.clone(),
         }
-    }
-}
-
-/// One message of a transaction, in the order in which they must be sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields are the table, set or chain by name and its content")]
-pub enum NftOp {
-    /// Make a table.
-    AddTable { table: (Family, String) },
-    /// Make a chain without rules.
-    AddChain { table: (Family, String), chain: String, base: Option<Base> },
-    /// Make a set without elements.
-    AddSet { table: (Family, String), set: String, key: Vec<Field>, data: Data },
-    /// Remove elements by key.
-    DelElements { table: (Family, String), set: String, keys: Vec<Vec<u8>> },
-    /// Add elements.
-    AddElements { table: (Family, String), set: String, elements: Vec<(Vec<u8>, Value)> },
-    /// Remove all rules of a chain.
-    FlushChain { table: (Family, String), chain: String },
-    /// Append a rule.
-    AddRule { table: (Family, String), chain: String, rule: Rule },
-    /// Remove a set.
-    DelSet { table: (Family, String), set: String },
-    /// Remove a chain without rules.
-    DelChain { table: (Family, String), chain: String },
-    /// Remove a table with all that it holds.
-    DelTable { table: (Family, String) },
-}
-
-/// The transaction that leads from the found tables to the wanted ones; empty when they agree.
-#[must_use]
-pub fn diff_tables(
-    seen: &BTreeMap<(Family, String), SeenTable>,
-    wanted: &BTreeMap<(Family, String), Table>,
-) -> Vec<NftOp> {
-    let mut ops = Vec::new();
-    for table in seen.keys().filter(|k| !wanted.contains_key(*k)) {
-        ops.push(NftOp::DelTable { table: table.clone() });
-    }
-    for (id, table) in wanted {
-        match seen.get(id) {
-            Some(found) => diff_table(id, found, table, &mut ops),
-            None => {
-                ops.push(NftOp::AddTable { table: id.clone() });
-                diff_table(id, &SeenTable::default(), table, &mut ops);
-            }
-        }
-    }
-    ops
-}
-
-fn diff_table(id: &(Family, String), seen: &SeenTable, wanted: &Table, ops: &mut Vec<NftOp>) {
-    let table = || id.clone();
-    for (name, chain) in wanted.chains.iter().filter(|(name, _)| !seen.chains.contains_key(*name)) {
-        ops.push(NftOp::AddChain { table: table(), chain: name.clone(), base: chain.base.clone() });
-    }
-    for (name, set) in &wanted.sets {
-        if !seen.sets.contains_key(name) {
-            ops.push(NftOp::AddSet { table: table(), set: name.clone(), key: set.key.clone(), data: set.data.clone() });
-        }
-        diff_elements(id, name, seen.sets.get(name), set, ops);
-    }
-    // Rules of chains that go must go before the sets and chains they name.
-    let gone: BTreeSet<_> = seen.chains.keys().filter(|name| !wanted.chains.contains_key(*name)).collect();
-    for name in &gone {
-        ops.push(NftOp::FlushChain { table: table(), chain: (*name).clone() });
-    }
-    for (name, chain) in &wanted.chains {
-        let found = seen.chains.get(name).map(Vec::as_slice).unwrap_or_default();
-        if found.iter().map(String::as_str).eq(chain.rules.iter().map(Rule::tag)) {
-            continue;
-        }
-        if !found.is_empty() {
-            ops.push(NftOp::FlushChain { table: table(), chain: name.clone() });
-        }
-        for rule in &chain.rules {
-            ops.push(NftOp::AddRule { table: table(), chain: name.clone(), rule: rule.clone() });
-        }
-    }
-    for name in seen.sets.keys().filter(|name| !wanted.sets.contains_key(*name)) {
-        ops.push(NftOp::DelSet { table: table(), set: name.clone() });
-    }
-    for name in gone {
-        ops.push(NftOp::DelChain { table: table(), chain: name.clone() });
-    }
-}
-
-fn diff_elements(
-    id: &(Family, String),
-    name: &str,
-    seen: Option<&BTreeMap<Vec<u8>, Value>>,
-    wanted: &Set,
-    ops: &mut Vec<NftOp>,
-) {
-    let none = BTreeMap::new();
-    let seen = seen.unwrap_or(&none);
-    let keys: Vec<_> =
-        seen.iter().filter(|(k, v)| wanted.elements.get(*k) != Some(*v)).map(|(k, _)| k.clone()).collect();
-    if !keys.is_empty() {
-        ops.push(NftOp::DelElements { table: id.clone(), set: name.to_owned(), keys });
-    }
-    let elements: Vec<_> =
-        wanted.elements.iter().filter(|(k, v)| seen.get(*k) != Some(*v)).map(|(k, v)| (k.clone(), v.clone())).collect();
-    if !elements.is_empty() {
-        ops.push(NftOp::AddElements { table: id.clone(), set: name.to_owned(), elements });
     }
 }

@@ -3,8 +3,10 @@
 //! A packet's slot is a number modulo the count of endpoints, so slots must be 0..n without holes. An endpoint that
 //! leaves is replaced by a newcomer or by the last one, never by renumbering: at most two elements change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+
+use imbl::OrdMap;
 
 use crate::desired::Protocol;
 
@@ -36,7 +38,7 @@ pub struct Backend {
 }
 
 /// The holders of the slots of every front, in order.
-pub type Slots = BTreeMap<FrontKey, Vec<Backend>>;
+pub type Slots = OrdMap<FrontKey, Vec<Backend>>;
 
 /// The holders of the slots from now on: those of `previous` that are still wanted stay, newcomers fill holes, then
 /// the last ones do.

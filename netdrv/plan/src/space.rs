@@ -1,9 +1,14 @@
 //! What one namespace shows: links, addresses, routes, rules, neighbours, forwarding entries, sysctls, nft tables.
 //! [`Space`] is what is wanted, [`Seen`] what the kernel was found to hold (or is believed to).
+//!
+//! What grows with the cluster (addresses, neighbours, forwarding entries, elements, chains) is in maps that share what
+//! they have in common with their copies: a copy is free, and the difference of two costs what differs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
+
+use imbl::{OrdMap, OrdSet};
 
 use crate::nft::{Family, SeenTable, Table};
 use crate::subnet::Subnet;
@@ -55,7 +60,7 @@ pub struct Space {
     /// Links by name.
     pub links: BTreeMap<String, Link>,
     /// Addresses by link.
-    pub addresses: BTreeSet<(String, Subnet)>,
+    pub addresses: OrdSet<(String, Subnet)>,
     /// Routes.
     pub routes: BTreeMap<RouteKey, Route>,
     /// Policy rules.
@@ -71,10 +76,10 @@ pub struct Space {
 }
 
 /// Permanent neighbours: (link, address) -> MAC.
-pub type Neighbours = BTreeMap<(String, Ipv4Addr), Mac>;
+pub type Neighbours = OrdMap<(String, Ipv4Addr), Mac>;
 
 /// Forwarding entries -> remote VTEP (`None` = an entry of the bridge itself).
-pub type Fdb = BTreeMap<FdbKey, Option<Ipv4Addr>>;
+pub type Fdb = OrdMap<FdbKey, Option<Ipv4Addr>>;
 
 /// One wanted link.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +105,8 @@ pub struct PortFlags {
     pub no_learning: bool,
     /// No bridging to other isolated ports.
     pub isolated: bool,
+    /// A frame may leave by the port that it came in by.
+    pub hairpin: bool,
 }
 
 /// What a link is.
@@ -186,7 +193,7 @@ pub struct Seen {
     /// Links by name, `lo` left out.
     pub links: BTreeMap<String, SeenLink>,
     /// Addresses by link.
-    pub addresses: BTreeSet<(String, Subnet)>,
+    pub addresses: OrdSet<(String, Subnet)>,
     /// Routes that somebody made (none of the kernel's own).
     pub routes: BTreeMap<RouteKey, Route>,
     /// Policy rules with a mark.
@@ -214,6 +221,8 @@ pub struct SeenLink {
     pub up: bool,
     /// The bridge it is a port of.
     pub master: Option<String>,
+    /// Flags as a bridge port.
+    pub port: PortFlags,
 }
 
 /// What a found link is.
@@ -252,8 +261,14 @@ impl Seen {
     /// What the kernel holds when `space` is wholly in force.
     #[must_use]
     pub fn of(space: &Space) -> Self {
-        let link =
-            |l: &Link| SeenLink { kind: l.kind.seen(), mac: l.mac, mtu: l.mtu, up: true, master: l.master.clone() };
+        let link = |l: &Link| SeenLink {
+            kind: l.kind.seen(),
+            mac: l.mac,
+            mtu: l.mtu,
+            up: true,
+            master: l.master.clone(),
+            port: l.port,
+        };
         Self {
             links: space.links.iter().map(|(name, l)| (name.clone(), link(l))).collect(),
             addresses: space.addresses.clone(),

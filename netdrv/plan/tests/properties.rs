@@ -4,7 +4,8 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use common::*;
 use proptest::prelude::*;
@@ -20,10 +21,10 @@ fn worlds() -> impl Strategy<Value = Desired> {
                 d.networks.remove("app");
             }
             if !peer {
-                d.networks.get_mut("ing").unwrap().peers.clear();
+                Arc::make_mut(d.networks.get_mut("ing").unwrap()).peers.clear();
             }
             for sandbox in d.attachments.values_mut().take(1).filter(|_| port) {
-                sandbox.host_ports.push(HostPort { protocol: Protocol::Udp, published: 99, target: 9 });
+                Arc::make_mut(sandbox).host_ports.push(HostPort { protocol: Protocol::Udp, published: 99, target: 9 });
             }
             d
         },
@@ -45,7 +46,7 @@ fn advance(kernel: &mut Kernel, believed: &mut Kernel, wanted: &NodePlan) {
             }
         }
     }
-    let steps = diff(kernel, believed, &wanted.spaces, &Config::default());
+    let steps = steps_from(kernel, believed, wanted);
     // Of a pair that is made anew or removed, the model has to take the other end away.
     for step in &steps {
         if let Op::DelLink { name } = &step.op
@@ -70,20 +71,59 @@ fn advance(kernel: &mut Kernel, believed: &mut Kernel, wanted: &NodePlan) {
         let seen = kernel.entry(place.clone()).or_default();
         let expected = Seen::of(space);
         assert_eq!(seen.links.keys().collect::<BTreeSet<_>>(), expected.links.keys().collect(), "links of {place}");
+        let ports = |seen: &Seen| seen.links.iter().map(|(n, l)| (n.clone(), l.port)).collect::<Vec<_>>();
+        assert_eq!(ports(seen), ports(&expected), "flags of ports of {place}");
         assert_eq!(seen.addresses, expected.addresses, "addresses of {place}");
         assert_eq!(seen.neighbours, expected.neighbours, "neighbours of {place}");
         assert_eq!(seen.fdb, expected.fdb, "forwarding entries of {place}");
         assert_eq!(seen.routes, expected.routes, "routes of {place}");
         assert_eq!(seen.tables, expected.tables, "tables of {place}");
     }
-    assert_eq!(diff(kernel, kernel, &wanted.spaces, &Config::default()), [], "a second round has nothing to do");
+    assert_eq!(steps_from(kernel, kernel, wanted), [], "a second round has nothing to do");
     *believed = kernel.clone();
+}
+
+/// A second service that shares names, ports and addresses with the first in every way that is possible for a moment.
+fn other(which: u8) -> Option<Service> {
+    let mut service = Service::clone(&desired(vec![endpoint(7, true), endpoint(2, which > 2)]).services["s1"]);
+    service.id = "s2".into();
+    service.endpoints[0].underlay = if which.is_multiple_of(2) { OWN } else { FAR };
+    match which {
+        0 => return None,
+        1 => service.ports.clear(),
+        2 => service.networks.clear(),
+        3 => service.ports[0].target = 8080,
+        4 => service.networks.get_mut("app").unwrap().vip = None,
+        _ => service.name = "other".into(),
+    }
+    Some(service)
+}
+
+/// Values with facts that belong to them, further apart than those of one cluster's life.
+fn lives() -> impl Strategy<Value = (Desired, Facts)> {
+    (worlds(), 0..6_u8, 0..4_u8, any::<bool>(), any::<bool>()).prop_map(|(mut d, second, odd, thinner, alias)| {
+        d.services.extend(other(second).map(|s| (s.id.clone(), Arc::new(s))));
+        let mut facts = facts(&d, &Slots::new());
+        for (id, lease) in facts.sandboxes.iter_mut().take(usize::from(odd)) {
+            *lease = if id == "t0" { None } else { lease.map(|l| (u32::from(l) + 7).into()) };
+        }
+        if odd == 3 {
+            facts.sandboxes.pop_first();
+            facts.sandboxes.insert("stranger".into(), None);
+        }
+        facts.mtu = if thinner { 1400 } else { 1500 };
+        facts.bridged = thinner && alias;
+        for sandbox in d.attachments.values_mut().filter(|_| alias) {
+            Arc::make_mut(sandbox).networks.values_mut().for_each(|at| at.aliases.push("web".into()));
+        }
+        (d, facts)
+    })
 }
 
 /// The same sandboxes all along: their going is the caller's business, who removes the namespace.
 fn fixed(mut d: Desired) -> Desired {
     for n in [0, 2, 4] {
-        d.attachments.entry(format!("t{n}")).or_insert_with(|| sandbox(n));
+        d.attachments.entry(format!("t{n}")).or_insert_with(|| sandbox(n).into());
     }
     d
 }
@@ -98,7 +138,7 @@ proptest! {
         let app = worlds[0].networks.contains_key("app");
         for mut world in worlds.into_iter().map(fixed) {
             if world.networks.contains_key("app") != app {
-                if app { world.networks.insert("app".into(), network("app", 1, false)); } else { world.networks.remove("app"); }
+                if app { world.networks.insert("app".into(), network("app", 1, false).into()); } else { world.networks.remove("app"); }
             }
             let wanted = plan(&world, &Config::default(), &facts(&world, &slots));
             slots = wanted.slots.clone();
@@ -107,7 +147,35 @@ proptest! {
     }
 
     #[test]
-    fn what_breaks_is_mended(world in worlds(), which in any::<prop::sample::Index>(), how in 0..6_u8) {
+    fn whatever_came_before_the_plan_is_the_same(lives in proptest::collection::vec(lives(), 1..8), forgets in 0..8_usize) {
+        let mut planner = Planner::new(Config::default());
+        let (mut slots, mut last) = (Slots::new(), NodePlan::default());
+        for (n, (desired, mut facts)) in lives.into_iter().enumerate() {
+            // Slots that a failure kept from being taken over are those of before.
+            facts.slots = if n == forgets { Slots::new() } else { slots.clone() };
+            let desired = Arc::new(desired);
+            let next = planner.next(&desired, &facts);
+            let anew = plan(&desired, &Config::default(), &facts);
+            prop_assert_eq!(&next, &anew, "step {}", n);
+            prop_assert_eq!(&next.names, &NameTable::new(&desired));
+            prop_assert_eq!(&planner.next(&desired, &Facts { slots: next.slots.clone(), ..facts.clone() }), &next);
+            // What is shared with the last image is passed over, and nothing else is.
+            let shared = last.spaces.iter().map(|(p, s)| (p.clone(), s.image().clone())).collect();
+            let read = last.spaces.iter().map(|(p, s)| (p.clone(), reread(s.image()))).collect();
+            prop_assert_eq!(diff(&shared, &shared, &next.spaces, &Config::default()), steps_from(&read, &read, &next));
+            for (place, planned) in &next.spaces {
+                prop_assert_eq!(&**planned.image(), &Seen::of(planned), "image of {}", place);
+                let same = last.spaces.get(place).is_some_and(|before| **before == **planned);
+                let shared = last.spaces.get(place).is_some_and(|before| Arc::ptr_eq(before.image(), planned.image()));
+                prop_assert_eq!(same, shared, "{} is shared if it is the same", place);
+            }
+            slots = next.slots.clone();
+            last = next;
+        }
+    }
+
+    #[test]
+    fn what_breaks_is_mended(world in worlds(), which in any::<prop::sample::Index>(), how in 0..7_u8) {
         let world = fixed(world);
         let wanted = plan(&world, &Config::default(), &facts(&world, &Slots::new()));
         let (mut kernel, mut believed) = (Kernel::new(), Kernel::new());
@@ -120,6 +188,7 @@ proptest! {
             2 => kernel.get_mut(&place).unwrap().fdb.clear(),
             3 => kernel.get_mut(&place).unwrap().links.values_mut().for_each(|l| l.up = false),
             4 => kernel.get_mut(&place).unwrap().addresses.clear(),
+            5 => kernel.get_mut(&place).unwrap().links.values_mut().for_each(|l| l.port = PortFlags::default()),
             _ => {
                 let names: Vec<_> = kernel[&place].links.keys().cloned().collect();
                 if !names.is_empty() {
@@ -131,11 +200,21 @@ proptest! {
                     // Ports of a bridge outlive it.
                     for link in kernel.get_mut(&place).unwrap().links.values_mut() {
                         link.master = link.master.take().filter(|m| *m != name);
+                        if link.master.is_none() {
+                            link.port = PortFlags::default();
+                        }
                     }
                     del_link(&mut kernel, &place, &name);
                 }
             }
         }
+        // Only the broken namespace is read, as after a notification; the others are believed to be as wanted.
+        let images: BTreeMap<_, _> = wanted.spaces.iter().map(|(p, s)| (p.clone(), s.image().clone())).collect();
+        let mut seen = images.clone();
+        seen.insert(place.clone(), Arc::new(kernel[&place].clone()));
+        let mut mended = kernel.clone();
+        apply(&mut mended, &diff(&seen, &images, &wanted.spaces, &Config::default()));
+        prop_assert_eq!(steps_from(&mended, &mended, &wanted), []);
         advance(&mut kernel, &mut believed, &wanted);
     }
 
@@ -145,7 +224,7 @@ proptest! {
         let wanted = plan(&world, &Config::default(), &facts(&world, &Slots::new()));
         let mut kernel: Kernel = wanted.spaces.iter().map(|(p, s)| (p.clone(), Seen::of(s))).collect();
         let believed = kernel.clone();
-        let alien = SeenLink { kind: SeenKind::Bridge, mac: None, mtu: 1500, up: false, master: None };
+        let alien = SeenLink { kind: SeenKind::Bridge, mac: None, mtu: 1500, up: false, master: None, port: PortFlags::default() };
         let address: Subnet = "198.51.100.1/24".parse().unwrap();
         for (place, seen) in &mut kernel {
             let dev = match place {
@@ -158,7 +237,7 @@ proptest! {
             seen.rules.insert(PolicyRule { mark: 1, mask: 1, table: 7 });
             seen.neighbours.insert((dev.into(), address.addr), Mac::of(address.addr));
         }
-        prop_assert_eq!(diff(&kernel, &believed, &wanted.spaces, &Config::default()), []);
+        prop_assert_eq!(steps_from(&kernel, &believed, &wanted), []);
     }
 
     #[test]

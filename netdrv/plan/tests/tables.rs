@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use common::*;
 use skep_net_plan::*;
@@ -18,7 +19,7 @@ fn settled(plan: &NodePlan) -> Kernel {
 
 fn steps(from: &NodePlan, to: &NodePlan) -> Vec<Step> {
     let kernel = settled(from);
-    diff(&kernel, &kernel, &to.spaces, &Config::default())
+    steps_from(&kernel, &kernel, to)
 }
 
 fn balancer(id: &str) -> Place {
@@ -109,7 +110,7 @@ fn what_leaves_a_container_with_a_published_udp_port_has_its_gateway_address() {
     let sandbox = &p.spaces[&Place::Sandbox("t2".into())];
     let default = RouteKey { table: 254, destination: "0.0.0.0/0".parse().unwrap() };
     assert_eq!(sandbox.routes[&default].source, Some(ip(0, 12)));
-    assert!(sandbox.tables[&(Family::Ip, "skep".into())].chains.contains_key("source"));
+    assert!(sandbox.tables[&(Family::Ip, "skep".into())].chains.get("source").is_some());
 }
 
 #[test]
@@ -131,12 +132,12 @@ fn a_dead_endpoint_is_flushed_and_a_draining_one_only_for_udp() {
 fn names() {
     let mut d = desired(vec![endpoint(1, true), endpoint(2, false)]);
     let dnsrr = ServiceNetwork { vip: None, aliases: vec![] };
-    let mut rr = d.services["s1"].clone();
+    let mut rr = Service::clone(&d.services["s1"]);
     (rr.id, rr.name, rr.networks) = ("s2".into(), "rr".into(), BTreeMap::from([("app".into(), dnsrr)]));
     rr.endpoints[0].name = "rr.1".into();
     rr.endpoints.truncate(1);
-    d.services.insert("s2".into(), rr);
-    d.attachments.get_mut("t2").unwrap().networks.get_mut("app").unwrap().aliases.push("Mine".into());
+    d.services.insert("s2".into(), rr.into());
+    Arc::make_mut(d.attachments.get_mut("t2").unwrap()).networks.get_mut("app").unwrap().aliases.push("Mine".into());
     let table = NameTable::new(&d);
     let (all, none) = (["app".to_owned(), "ing".to_owned()], [] as [String; 0]);
     let a = |addresses: &[u8]| Answer::Addresses(addresses.iter().map(|n| ip(1, *n)).collect());
@@ -159,7 +160,7 @@ fn names() {
     }
     assert_eq!(table.reverse(&all, ip(1, 250)), Answer::Name("web.app".into()));
     assert_eq!(table.reverse(&all, ip(1, 99)), Answer::Unknown);
-    d.services.get_mut("s2").unwrap().endpoints[0].ready = false;
+    Arc::make_mut(d.services.get_mut("s2").unwrap()).endpoints[0].ready = false;
     assert_eq!(NameTable::new(&d).lookup(&all, "rr"), a(&[]), "known, and nobody there");
 }
 

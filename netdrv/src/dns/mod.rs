@@ -78,7 +78,7 @@ struct Shared {
     sandbox: String,
     book: watch::Receiver<Arc<Book>>,
     upstream: Upstream,
-    pending: Semaphore,
+    pending: Arc<Semaphore>,
     /// Turns the order of several addresses, so that clients that take the first one spread.
     turn: AtomicUsize,
 }
@@ -100,7 +100,7 @@ impl Resolver {
             sandbox: sandbox.to_owned(),
             book,
             upstream,
-            pending: Semaphore::new(MAX_PENDING),
+            pending: Arc::new(Semaphore::new(MAX_PENDING)),
             turn: AtomicUsize::new(0),
         });
         Ok(Self { tasks: [tokio::spawn(serve_udp(udp, shared.clone())), tokio::spawn(serve_tcp(tcp, shared))] })
@@ -118,12 +118,11 @@ impl Shared {
         let book = self.book.borrow().clone();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let sandbox = book.desired.attachments.get(&self.sandbox);
-        reply::reply(question, &book.names, sandbox, turn, udp)
+        reply::reply(question, &book.names, sandbox.map(Arc::as_ref), turn, udp)
     }
 
-    /// Asks upstream, or refuses at once when too many questions wait.
+    /// Asks upstream.
     async fn forward(&self, question: &[u8], servers: &[SocketAddr], udp: bool) -> Vec<u8> {
-        let Ok(_permit) = self.pending.try_acquire() else { return reply::failure(question) };
         match self.upstream.ask(question, servers, udp).await {
             Some(answer) => answer,
             None => reply::failure(question),
@@ -151,11 +150,18 @@ async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>) {
                 let _ = socket.send_to(&answer, client).await;
             }
             reply::Reply::Forward(servers) => {
+                // Too many wait: refused at once, without so much as a task.
+                let Ok(permit) = shared.pending.clone().try_acquire_owned() else {
+                    let _ = socket.send_to(&reply::failure(question), client).await;
+                    continue;
+                };
                 let (socket, shared, question) = (socket.clone(), shared.clone(), question.to_vec());
                 asking.spawn(async move {
                     let answer = shared.forward(&question, &servers, true).await;
+                    drop(permit);
                     let _ = socket.send_to(&answer, client).await;
                 });
+                while asking.try_join_next().is_some() {}
             }
             reply::Reply::Nothing => {}
         }
@@ -189,7 +195,10 @@ async fn serve_client(mut stream: TcpStream, shared: Arc<Shared>) -> Option<()> 
         timeout(IDLE, stream.read_exact(&mut question)).await.ok()?.ok()?;
         let answer = match shared.local(&question, false) {
             reply::Reply::Answer(answer) => answer,
-            reply::Reply::Forward(servers) => shared.forward(&question, &servers, false).await,
+            reply::Reply::Forward(servers) => match shared.pending.try_acquire() {
+                Ok(_permit) => shared.forward(&question, &servers, false).await,
+                Err(_) => reply::failure(&question),
+            },
             reply::Reply::Nothing => return None,
         };
         let mut framed = u16::try_from(answer.len()).ok()?.to_be_bytes().to_vec();

@@ -152,8 +152,8 @@ mod tests {
             endpoints: if vip.is_none() { (10..10 + endpoints).map(endpoint).collect() } else { vec![] },
         };
         NameTable::new(&Desired {
-            networks: BTreeMap::from([("n".into(), network)]),
-            services: [service("web", Some(ip(250))), service("rr", None)].map(|s| (s.id.clone(), s)).into(),
+            networks: BTreeMap::from([("n".into(), network.into())]),
+            services: [service("web", Some(ip(250))), service("rr", None)].map(|s| (s.id.clone(), s.into())).into(),
             ..Desired::default()
         })
     }

@@ -43,6 +43,7 @@ pub struct Machine {
 pub struct Cluster {
     pub machines: Vec<Machine>,
     pub tasks: Vec<Task>,
+    /// Those of the first task on each host.
     pub host_ports: Vec<HostPort>,
     pub upstream: Vec<SocketAddr>,
     pub servers: BTreeMap<String, [Server; 2]>,
@@ -80,12 +81,18 @@ pub fn app(n: u8) -> Ipv4Addr {
 impl Cluster {
     /// Hosts with a driver each, and these tasks `(name, host)`, all ready and serving.
     pub async fn new(hosts: u8, tasks: &[(&str, usize)]) -> Result<Self> {
+        Self::verified_every(hosts, tasks, Duration::from_secs(2)).await
+    }
+
+    /// The same, with the drivers' timer at that.
+    pub async fn verified_every(hosts: u8, tasks: &[(&str, usize)], verify: Duration) -> Result<Self> {
         let topology = Topology::new(hosts).await?;
         let dir = TempDir::new()?;
         let mut machines = Vec::new();
         for (i, node) in topology.hosts.iter().enumerate() {
             let mut config = Config::new(dir.path().join(format!("h{i}")));
             config.node_ns = Some(node.namespace.clone());
+            config.verify = verify;
             let desired = watch::channel(Arc::new(Desired::default())).0;
             let driver = Driver::start(config.clone(), desired.subscribe()).await?;
             machines.push(Machine { node: node.clone(), driver: Some(driver), desired, config });
@@ -222,16 +229,27 @@ impl Cluster {
                 .into_iter()
                 .map(|(network, address)| (network, Attachment { address, aliases: vec![] }))
                 .collect(),
-            host_ports: self.host_ports.clone(),
+            host_ports: if self.tasks.iter().find(|o| o.host == t.host).is_some_and(|o| o.id == t.id) {
+                self.host_ports.clone()
+            } else {
+                Vec::new()
+            },
             gateway: true,
             dns: DnsConfig { upstream: self.upstream.clone(), ..DnsConfig::default() },
         };
         Desired {
             generation: self.generation,
             underlay: Underlay { address: self.machines[host].node.address, port: 4789, mtu: 0 },
-            networks: [self.network(host, "ing", 0), self.network(host, "app", 1)].map(|n| (n.id.clone(), n)).into(),
-            services: BTreeMap::from([("s".into(), service)]),
-            attachments: self.tasks.iter().filter(|t| t.host == host).map(|t| (t.id.clone(), sandbox(t))).collect(),
+            networks: [self.network(host, "ing", 0), self.network(host, "app", 1)]
+                .map(|n| (n.id.clone(), n.into()))
+                .into(),
+            services: BTreeMap::from([("s".into(), service.into())]),
+            attachments: self
+                .tasks
+                .iter()
+                .filter(|t| t.host == host)
+                .map(|t| (t.id.clone(), sandbox(t).into()))
+                .collect(),
             ..Desired::default()
         }
     }

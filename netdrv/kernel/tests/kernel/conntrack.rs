@@ -40,6 +40,7 @@ async fn tracked(flows: usize) -> Result<(Namespace, Namespace, Vec<UdpSocket>)>
 async fn entries_are_found_by_every_condition() -> Result<()> {
     let (left, _right, sockets) = tracked(3).await?;
     let mut socket = Socket::open(&left)?;
+    assert_eq!((socket.count()?, Socket::open(&Namespace::create_unnamed()?)?.count()?), (3, 0));
     let port = sockets[0].local_addr()?.port();
     let (left, right, none) = (IpAddr::from(LEFT), IpAddr::from(RIGHT), Tuple::default());
     let virtual_address = IpAddr::from([10, 5, 0, 50]);

@@ -6,6 +6,7 @@ mod conntrack;
 mod links;
 mod namespaces;
 mod nftables;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

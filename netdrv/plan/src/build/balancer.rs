@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::{Config, Scope, TABLE};
-use crate::desired::Network;
+use super::{Config, Frame, TABLE, element, set};
+use crate::desired::{Attachment, Network, Protocol};
+use crate::ledger::{Ledger, Source};
 use crate::nft::{
-    Base, Chain, ChainKind, Data, Family, Field, Hook, PORT_SLOTS, Rule, Set, Table, VIP_SLOTS, Value, key,
+    Base, Chain, ChainKind, Chains, Data, Elements, Family, Field, Hook, PORT_SLOTS, Rule, Set, Table, VIP_SLOTS,
+    Value, key,
 };
 use crate::slots::{Backend, Front};
 use crate::space::{FdbKey, Link, LinkKind, Mac, PeerEnd, Place, PortFlags, Route, RouteKey, Space};
@@ -21,48 +23,41 @@ pub(super) const BRIDGE: &str = "br0";
 pub(super) const VXLAN: &str = "vx0";
 /// The balancer's end of the pair to the node; ingress networks only.
 pub(super) const UPLINK: &str = "gw0";
+/// Name of the map `proto . port -> chain`.
+const PORTS: &str = "ports";
+/// Name of the map `virtual address -> chain`.
+const VIPS: &str = "vips";
+/// Name of the set of containers that may reach themselves.
+const HAIRPIN: &str = "hairpin";
 
-pub(super) fn space(scope: &Scope<'_>, network: &Network) -> Space {
+/// A balancer before anybody is on its network.
+pub(super) fn space(frame: &Frame, network: &Network) -> Space {
     let mut space = Space::default();
-    links(scope, network, &mut space);
-    entries(scope, network, &mut space);
+    links(frame, network, &mut space);
     sysctls(network, &mut space);
-    space.tables.insert((Family::Ip, TABLE.into()), table(scope, network));
+    space.tables.insert((Family::Ip, TABLE.into()), table(network));
     space
 }
 
-fn links(scope: &Scope<'_>, network: &Network, space: &mut Space) {
-    let (mtu, underlay) = (scope.overlay_mtu(), &scope.desired.underlay);
+fn links(frame: &Frame, network: &Network, space: &mut Space) {
+    let (mtu, underlay) = (frame.overlay_mtu(), &frame.underlay);
     let link = |kind, mac, master: Option<&str>, port| Link { kind, mac, mtu, master: master.map(Into::into), port };
     let bridge = link(LinkKind::Bridge, Some(Mac::of(network.balancer)), None, PortFlags::default());
     space.links.insert(BRIDGE.into(), bridge);
     let vxlan = LinkKind::Vxlan { vni: network.vni, port: underlay.port, local: underlay.address };
-    let flags = PortFlags { neigh_suppress: true, no_learning: true, isolated: false };
+    let flags = PortFlags { neigh_suppress: true, no_learning: true, ..PortFlags::default() };
     space.links.insert(VXLAN.into(), link(vxlan, None, Some(BRIDGE), flags));
-    for (id, sandbox, _) in scope.sandboxes() {
-        let Some(attachment) = sandbox.networks.get(&network.id) else { continue };
-        let Some(name) = super::sandbox::overlay_name(scope, sandbox, &network.id) else { continue };
-        let peer = PeerEnd { place: Place::Sandbox(id.clone()), name, mac: Mac::of(attachment.address) };
-        // The bridge knows where the container is; learning would let one claim another's address.
-        let flags = PortFlags { no_learning: true, ..PortFlags::default() };
-        space.links.insert(Config::port_link(id), link(LinkKind::Veth { peer }, None, Some(BRIDGE), flags));
-        let key = FdbKey { dev: Config::port_link(id), mac: Mac::of(attachment.address), vtep: false };
-        space.fdb.insert(key, None);
-        space.neighbours.insert((BRIDGE.into(), attachment.address), Mac::of(attachment.address));
-    }
     space.addresses.insert((BRIDGE.into(), network.subnet.with_addr(network.balancer)));
-    if let Some((own, balancer)) =
-        scope.ingress.iter().find(|(n, _)| n.id == network.id).and_then(|(_, r)| Scope::link_ends(*r))
-    {
+    if let Some((own, balancer)) = frame.link_ends(&network.id) {
         let end = Link {
             kind: LinkKind::End,
             mac: Some(Mac::of(balancer)),
-            mtu: scope.facts.mtu,
+            mtu: frame.mtu,
             master: None,
             port: PortFlags::default(),
         };
         space.links.insert(UPLINK.into(), end);
-        space.addresses.insert((UPLINK.into(), scope.config.ingress_link.with_addr(balancer)));
+        space.addresses.insert((UPLINK.into(), frame.config.ingress_link.with_addr(balancer)));
         space.routes.insert(
             RouteKey { table: 254, destination: Subnet::new(Ipv4Addr::UNSPECIFIED, 0) },
             Route { via: own, dev: UPLINK.into(), onlink: false, source: None },
@@ -70,31 +65,119 @@ fn links(scope: &Scope<'_>, network: &Network, space: &mut Space) {
     }
 }
 
-/// Neighbours for everybody on the network, forwarding entries for everybody elsewhere, addresses for services.
-fn entries(scope: &Scope<'_>, network: &Network, space: &mut Space) {
-    let mut far = |address: Ipv4Addr, vtep: Ipv4Addr| {
-        space.neighbours.insert((BRIDGE.into(), address), Mac::of(address));
-        if vtep != scope.desired.underlay.address {
-            let key = |vtep| FdbKey { dev: VXLAN.into(), mac: Mac::of(address), vtep };
-            space.fdb.insert(key(true), Some(vtep));
-            space.fdb.insert(key(false), None);
-        }
+/// A container is plugged in; `end` is the name of its link.
+pub(super) fn plug(frame: &Frame, space: &mut Space, id: &str, end: String, attachment: &Attachment) {
+    let peer = PeerEnd { place: Place::Sandbox(id.to_owned()), name: end, mac: Mac::of(attachment.address) };
+    let link = Link {
+        kind: LinkKind::Veth { peer },
+        mac: None,
+        mtu: frame.overlay_mtu(),
+        master: Some(BRIDGE.into()),
+        // The bridge knows where the container is; learning would let one claim another's address.
+        port: PortFlags { no_learning: true, ..PortFlags::default() },
     };
-    for peer in network.peers.values() {
-        if peer.balancer != network.balancer {
-            far(peer.balancer, peer.underlay);
+    let key = FdbKey { dev: Config::port_link(id), mac: Mac::of(attachment.address), vtep: false };
+    space.links.insert(key.dev.clone(), link);
+    space.fdb.insert(key, None);
+}
+
+/// A container is unplugged.
+pub(super) fn unplug(space: &mut Space, id: &str, attachment: &Attachment) {
+    let key = FdbKey { dev: Config::port_link(id), mac: Mac::of(attachment.address), vtep: false };
+    space.links.remove(&key.dev);
+    space.fdb.remove(&key);
+}
+
+/// An address on the network is somebody's, or nobody's any more: a neighbour for everybody, forwarding entries for
+/// those elsewhere. The values are the nodes' addresses.
+pub(super) fn reach(frame: &Frame, space: &mut Space, address: Ipv4Addr, said: &Ledger<Ipv4Addr, Ipv4Addr>) {
+    let known = said.about(&address).next().map(|_| Mac::of(address));
+    set(&mut space.neighbours, (BRIDGE.into(), address), known);
+    let far = said.about(&address).rev().map(|(_, vtep)| *vtep).find(|vtep| *vtep != frame.underlay.address);
+    let key = |vtep| FdbKey { dev: VXLAN.into(), mac: Mac::of(address), vtep };
+    set(&mut space.fdb, key(true), far.map(Some));
+    set(&mut space.fdb, key(false), far.map(|_| None));
+    let here = said.about(&address).any(|(source, _)| matches!(source, Source::Sandbox(_)));
+    element(space, HAIRPIN, key::addr_addr(address, address), here.then_some(Value::None));
+}
+
+/// A virtual address is in use, or no longer.
+pub(super) fn vip(space: &mut Space, vip: Ipv4Addr, wanted: bool) {
+    let key = (BRIDGE.to_owned(), Subnet::new(vip, 32));
+    if !wanted {
+        space.addresses.remove(&key);
+    } else if !space.addresses.contains(&key) {
+        space.addresses.insert(key);
+    }
+}
+
+/// A front is balanced to `wanted` instead of `held`; to nobody: it is taken away, and the node refuses.
+pub(super) fn front(space: &mut Space, front: Front, held: &[Backend], wanted: &[Backend]) {
+    let shown = Shown::of(front);
+    for (slot, i) in (0_u32..).zip(0..held.len().max(wanted.len())) {
+        element(space, shown.slots, front_slot(front, slot), wanted.get(i).map(|backend| holder(front, *backend)));
+    }
+    let goto = (!wanted.is_empty()).then(|| Value::Goto(shown.chain.clone()));
+    element(space, shown.fronts, shown.key, goto);
+    let Some(table) = space.tables.get_mut(&(Family::Ip, TABLE.into())) else { return };
+    if wanted.is_empty() {
+        return table.chains.remove(&shown.chain);
+    }
+    let n = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
+    let chain = Chain { base: None, rules: picks(front, n) };
+    if table.chains.get(&shown.chain) != Some(&chain) {
+        table.chains.insert(shown.chain, chain);
+    }
+}
+
+/// How a front is shown: its maps, its key, its chain.
+struct Shown {
+    fronts: &'static str,
+    slots: &'static str,
+    key: Vec<u8>,
+    chain: String,
+}
+
+impl Shown {
+    fn of(front: Front) -> Self {
+        match front {
+            Front::Port(protocol, port) => Self {
+                fronts: PORTS,
+                slots: PORT_SLOTS,
+                key: key::proto_port(protocol, port),
+                chain: format!("port-{}-{port}", Protocol::name(protocol)),
+            },
+            Front::Vip(vip) => {
+                Self { fronts: VIPS, slots: VIP_SLOTS, key: key::addr(vip), chain: format!("vip-{vip}") }
+            }
         }
     }
-    for endpoint in scope.desired.services.values().flat_map(|s| &s.endpoints) {
-        if let Some(address) = endpoint.addresses.get(&network.id) {
-            far(*address, endpoint.underlay);
-        }
+}
+
+fn front_slot(front: Front, slot: u32) -> Vec<u8> {
+    match front {
+        Front::Port(protocol, port) => key::proto_port_slot(protocol, port, slot),
+        Front::Vip(vip) => key::addr_slot(vip, slot),
     }
-    for on in scope.desired.services.values().filter_map(|s| s.networks.get(&network.id)) {
-        if let Some(vip) = on.vip {
-            space.addresses.insert((BRIDGE.into(), Subnet::new(vip, 32)));
-        }
-    }
+}
+
+fn holder(front: Front, Backend { address, port }: Backend) -> Value {
+    Value::Bytes(match front {
+        Front::Port(..) => key::addr_port(address, port),
+        Front::Vip(_) => key::addr(address),
+    })
+}
+
+/// The rules of a front's chain. A chain and a counter of its own for each front: with a counter shared by all fronts of
+/// one size, a client that calls two services in turn would always meet the same endpoint of each. The second rule is
+/// for a packet that meets a change halfway: the old count, and a slot that is gone already. Slot 0 is there before and
+/// after.
+fn picks(front: Front, n: u32) -> Vec<Rule> {
+    let pick = |n| match front {
+        Front::Port(..) => Rule::PickPort { n },
+        Front::Vip(_) => Rule::PickVip { n },
+    };
+    [pick(n)].into_iter().chain((n > 1).then(|| pick(1))).collect()
 }
 
 fn sysctls(network: &Network, space: &mut Space) {
@@ -111,74 +194,38 @@ fn sysctls(network: &Network, space: &mut Space) {
     set("net/ipv6/conf/default/disable_ipv6", "1");
 }
 
-fn table(scope: &Scope<'_>, network: &Network) -> Table {
-    let set = |key: &[Field], data| Set { key: key.to_vec(), data, elements: BTreeMap::new() };
-    let mut ports = set(&[Field::Proto, Field::Port], Data::Verdict);
-    let mut vips = set(&[Field::Ipv4], Data::Verdict);
-    let mut port_slots = set(&[Field::Proto, Field::Port, Field::Slot], Data::Value(vec![Field::Ipv4, Field::Port]));
-    let mut vip_slots = set(&[Field::Ipv4, Field::Slot], Data::Value(vec![Field::Ipv4]));
-    let mut hairpin = set(&[Field::Ipv4, Field::Ipv4], Data::None);
-    let mut chains = BTreeMap::new();
-    for (front, backends) in scope.slots.iter().filter(|(k, _)| k.network == network.id) {
-        let n = u32::try_from(backends.len()).unwrap_or(u32::MAX);
-        let numbered = || (0_u32..).zip(backends.iter());
-        let (name, rule) = match front.front {
-            Front::Port(protocol, port) => {
-                let name = format!("port-{}-{port}", protocol.name());
-                ports.elements.insert(key::proto_port(protocol, port), Value::Goto(name.clone()));
-                port_slots.elements.extend(numbered().map(|(slot, Backend { address, port: target })| {
-                    (key::proto_port_slot(protocol, port, slot), Value::Bytes(key::addr_port(*address, *target)))
-                }));
-                (name, Rule::PickPort { n })
-            }
-            Front::Vip(vip) => {
-                let name = format!("vip-{vip}");
-                vips.elements.insert(key::addr(vip), Value::Goto(name.clone()));
-                vip_slots.elements.extend(
-                    numbered().map(|(slot, b)| (key::addr_slot(vip, slot), Value::Bytes(key::addr(b.address)))),
-                );
-                (name, Rule::PickVip { n })
-            }
-        };
-        // A chain and a counter of its own for each front: with a counter shared by all fronts of one size, a client
-        // that calls two services in turn would always meet the same endpoint of each.
-        // The second rule is for a packet that meets a change halfway: the old count, and a slot that is gone already.
-        // Slot 0 is there before and after.
-        let first = match rule {
-            Rule::PickPort { n } if n > 1 => Some(Rule::PickPort { n: 1 }),
-            Rule::PickVip { n } if n > 1 => Some(Rule::PickVip { n: 1 }),
-            _ => None,
-        };
-        chains.insert(name, Chain { base: None, rules: [rule].into_iter().chain(first).collect() });
-    }
-    for attachment in scope.sandboxes().filter_map(|(_, s, _)| s.networks.get(&network.id)) {
-        hairpin.elements.insert(key::addr_addr(attachment.address, attachment.address), Value::None);
-    }
-    chains.extend(base_chains(network));
-    let mut sets =
-        BTreeMap::from([("vips".to_owned(), vips), (VIP_SLOTS.to_owned(), vip_slots), ("hairpin".to_owned(), hairpin)]);
+fn table(network: &Network) -> Table {
+    let set = |key: &[Field], data| Set { key: key.to_vec(), data, elements: Elements::new() };
+    let slots = |key: &[Field], data: &[Field]| set(key, Data::Value(data.to_vec()));
+    let mut sets = BTreeMap::from([
+        (VIPS.to_owned(), set(&[Field::Ipv4], Data::Verdict)),
+        (VIP_SLOTS.to_owned(), slots(&[Field::Ipv4, Field::Slot], &[Field::Ipv4])),
+        (HAIRPIN.to_owned(), set(&[Field::Ipv4, Field::Ipv4], Data::None)),
+    ]);
     if network.ingress {
-        sets.extend([("ports".to_owned(), ports), (PORT_SLOTS.to_owned(), port_slots)]);
+        let port_slots = slots(&[Field::Proto, Field::Port, Field::Slot], &[Field::Ipv4, Field::Port]);
+        sets.extend([
+            (PORTS.to_owned(), set(&[Field::Proto, Field::Port], Data::Verdict)),
+            (PORT_SLOTS.to_owned(), port_slots),
+        ]);
     }
-    Table { sets, chains }
+    Table { sets, chains: base_chains(network) }
 }
 
-fn base_chains(network: &Network) -> Vec<(String, Chain)> {
+fn base_chains(network: &Network) -> Chains {
     let chain = |kind, hook, priority, rules| Chain { base: Some(Base { kind, hook, priority, device: None }), rules };
     let (bridge, uplink) = (|| BRIDGE.to_owned(), || UPLINK.to_owned());
     let mut pre = vec![Rule::VipFront { link: bridge() }];
-    let mut chains = vec![(
-        "post".to_owned(),
-        chain(ChainKind::Nat, Hook::Postrouting, 100, vec![Rule::Hairpin { link: bridge() }]),
-    )];
+    let hairpin = vec![Rule::Hairpin { link: bridge() }];
+    let mut chains = Chains::from_iter([("post", chain(ChainKind::Nat, Hook::Postrouting, 100, hairpin))]);
     if network.ingress {
         pre.push(Rule::PortFront { link: uplink() });
         let forward = vec![
             Rule::AcceptReplies { from: bridge(), to: uplink() },
             Rule::DropForward { from: bridge(), to: uplink() },
         ];
-        chains.push(("forward".to_owned(), chain(ChainKind::Filter, Hook::Forward, 0, forward)));
+        chains.insert("forward", chain(ChainKind::Filter, Hook::Forward, 0, forward));
     }
-    chains.push(("pre".to_owned(), chain(ChainKind::Nat, Hook::Prerouting, -100, pre)));
+    chains.insert("pre", chain(ChainKind::Nat, Hook::Prerouting, -100, pre));
     chains
 }

@@ -5,78 +5,126 @@
 //! table accepts still visits the next. The documentation names the rule to add.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
-use super::{Scope, TABLE};
-use crate::nft::{Base, Chain, ChainKind, Data, Family, Field, Hook, Rule, Set, Table, Value, key};
-use crate::slots::Front;
+use super::{Frame, TABLE, element};
+use crate::desired::{Protocol, Sandbox};
+use crate::nft::{Base, Chain, ChainKind, Chains, Data, Elements, Family, Field, Hook, Rule, Set, Table, Value, key};
 use crate::space::{Link, LinkKind, Mac, PeerEnd, Place, PortFlags, Space};
-use crate::subnet::Subnet;
 
-pub(super) fn space(scope: &Scope<'_>) -> Space {
+/// Name of the map `proto . port -> balancer`: the published ports that somebody is ready to answer. Others are the
+/// node's own, which refuses them.
+const MESH: &str = "mesh";
+/// Name of the map `proto . port -> gateway address . port`.
+const HOST_PORTS: &str = "hostports";
+/// Whether packets pass through.
+const FORWARD: &str = "net/ipv4/ip_forward";
+
+/// The node's namespace before any container is there.
+pub(super) fn space(frame: &Frame) -> Space {
     let mut space = Space::default();
-    // A node that forwards for nobody stays as it is.
-    if !scope.ingress.is_empty() || scope.sandboxes().any(|(_, sandbox, _)| sandbox.gateway) {
-        space.sysctls.insert("net/ipv4/ip_forward".into(), "1".into());
+    gateway(frame, &mut space);
+    ingress(frame, &mut space);
+    space.tables.insert((Family::Ip, TABLE.into()), table(frame));
+    if frame.bridged {
+        space.tables.insert((Family::Bridge, TABLE.into()), isolation(frame));
     }
-    gateway(scope, &mut space);
-    ingress(scope, &mut space);
-    space.tables.insert((Family::Ip, TABLE.into()), table(scope));
     space
+}
+
+/// Keeps containers apart where their ports can't be isolated. Before all others, the translation among them: there a
+/// frame still has the address that the container wrote.
+fn isolation(frame: &Frame) -> Table {
+    let rule = Rule::GatewayOnly { ports: frame.config.gateway_links(), gateway: Mac::of(frame.gateway.host()) };
+    let base = Base { kind: ChainKind::Filter, hook: Hook::Prerouting, priority: -350, device: None };
+    let chain = Chain { base: Some(base), rules: vec![rule] };
+    Table { sets: BTreeMap::new(), chains: Chains::from_iter([("isolation", chain)]) }
 }
 
 /// Sysctls of our own links: no IPv6 where we promise none, and packets from 127/8 may leave through them.
 fn quiet(space: &mut Space, link: &str) {
-    space.sysctls.insert(format!("net/ipv6/conf/{link}/disable_ipv6"), "1".into());
+    space.sysctls.insert(no_ipv6(link), "1".into());
     space.sysctls.insert(format!("net/ipv4/conf/{link}/route_localnet"), "1".into());
 }
 
-fn gateway(scope: &Scope<'_>, space: &mut Space) {
-    let bridge = &scope.config.gateway_bridge;
-    let (subnet, mtu) = (scope.desired.gateway, scope.facts.mtu);
-    let address = subnet.with_addr(subnet.host());
+fn no_ipv6(link: &str) -> String {
+    format!("net/ipv6/conf/{link}/disable_ipv6")
+}
+
+fn gateway(frame: &Frame, space: &mut Space) {
+    let bridge = &frame.config.gateway_bridge;
+    let address = frame.gateway.with_addr(frame.gateway.host());
     let link = Link {
         kind: LinkKind::Bridge,
         mac: Some(Mac::of(address.addr)),
-        mtu,
+        mtu: frame.mtu,
         master: None,
         port: PortFlags::default(),
     };
     space.links.insert(bridge.clone(), link);
     space.addresses.insert((bridge.clone(), address));
     quiet(space, bridge);
-    for (id, sandbox, lease) in scope.sandboxes() {
-        let Some(lease) = lease.filter(|_| sandbox.gateway) else { continue };
-        let peer = PeerEnd {
-            place: Place::Sandbox(id.clone()),
-            name: super::sandbox::gateway_name(sandbox),
-            mac: Mac::of(lease),
-        };
-        let link = Link {
-            kind: LinkKind::Veth { peer },
-            mac: None,
-            mtu,
-            master: Some(bridge.clone()),
-            port: PortFlags { isolated: true, ..PortFlags::default() },
-        };
-        let name = scope.config.gateway_link(id);
-        space.sysctls.insert(format!("net/ipv6/conf/{name}/disable_ipv6"), "1".into());
-        space.links.insert(name, link);
+}
+
+/// A container gets its way out.
+pub(super) fn plug(frame: &Frame, space: &mut Space, id: &str, sandbox: &Sandbox, lease: Ipv4Addr) {
+    let peer = PeerEnd {
+        place: Place::Sandbox(id.to_owned()),
+        name: super::sandbox::gateway_name(sandbox),
+        mac: Mac::of(lease),
+    };
+    let link = Link {
+        kind: LinkKind::Veth { peer },
+        mac: None,
+        mtu: frame.mtu,
+        master: Some(frame.config.gateway_bridge.clone()),
+        port: PortFlags { isolated: !frame.bridged, hairpin: frame.bridged, ..PortFlags::default() },
+    };
+    let name = frame.config.gateway_link(id);
+    space.sysctls.insert(no_ipv6(&name), "1".into());
+    space.links.insert(name, link);
+}
+
+/// A container has no way out any more.
+pub(super) fn unplug(frame: &Frame, space: &mut Space, id: &str) {
+    let name = frame.config.gateway_link(id);
+    space.sysctls.remove(&no_ipv6(&name));
+    space.links.remove(&name);
+}
+
+/// A node that forwards for nobody stays as it is.
+pub(super) fn forward(space: &mut Space, needed: bool) {
+    if needed {
+        space.sysctls.insert(FORWARD.into(), "1".into());
+    } else {
+        space.sysctls.remove(FORWARD);
     }
 }
 
-fn ingress(scope: &Scope<'_>, space: &mut Space) {
-    for (network, range) in &scope.ingress {
-        let Some((own, balancer)) = Scope::link_ends(*range) else { continue };
-        let name = scope.config.ingress_link(&network.id);
+/// A published port leads to this balancer, or is the node's own again.
+pub(super) fn mesh(space: &mut Space, protocol: Protocol, port: u16, balancer: Option<Ipv4Addr>) {
+    element(space, MESH, key::proto_port(protocol, port), balancer.map(|to| Value::Bytes(key::addr(to))));
+}
+
+/// A port of the node leads to this address and port of a container, or is the node's own again.
+pub(super) fn host_port(space: &mut Space, protocol: Protocol, port: u16, to: Option<(Ipv4Addr, u16)>) {
+    let to = to.map(|(address, port)| Value::Bytes(key::addr_port(address, port)));
+    element(space, HOST_PORTS, key::proto_port(protocol, port), to);
+}
+
+fn ingress(frame: &Frame, space: &mut Space) {
+    for (network, range) in &frame.ingress {
+        let Some((own, balancer)) = frame.link_ends(network) else { continue };
+        let name = frame.config.ingress_link(network);
         let peer = PeerEnd {
-            place: Place::Balancer(network.id.clone()),
+            place: Place::Balancer(network.clone()),
             name: super::balancer::UPLINK.into(),
             mac: Mac::of(balancer),
         };
         let link = Link {
             kind: LinkKind::Veth { peer },
             mac: Some(Mac::of(own)),
-            mtu: scope.facts.mtu,
+            mtu: frame.mtu,
             master: None,
             port: PortFlags::default(),
         };
@@ -86,12 +134,12 @@ fn ingress(scope: &Scope<'_>, space: &mut Space) {
     }
 }
 
-fn table(scope: &Scope<'_>) -> Table {
-    let bridge = scope.config.gateway_bridge.clone();
-    let from = scope.desired.gateway.network();
-    let gateway_address = scope.desired.gateway.host();
-    let to = scope.desired.underlay.address;
-    let links: Vec<_> = scope.ingress.iter().map(|(n, _)| scope.config.ingress_link(&n.id)).collect();
+fn table(frame: &Frame) -> Table {
+    let bridge = frame.config.gateway_bridge.clone();
+    let from = frame.gateway.network();
+    let gateway_address = frame.gateway.host();
+    let to = frame.underlay.address;
+    let links: Vec<_> = frame.ingress.iter().map(|(id, _)| frame.config.ingress_link(id)).collect();
 
     let mut post = Vec::new();
     for out in &links {
@@ -104,43 +152,22 @@ fn table(scope: &Scope<'_>) -> Table {
     let guard = links.iter().chain([&bridge]).map(|l| Rule::DropLoopback { link: l.clone() }).collect();
 
     let chain = |kind, hook, priority, rules| Chain { base: Some(Base { kind, hook, priority, device: None }), rules };
+    let ports = |data: &[Field]| Set {
+        key: vec![Field::Proto, Field::Port],
+        data: Data::Value(data.to_vec()),
+        elements: Elements::new(),
+    };
     let accept = || vec![Rule::HostMesh, Rule::HostPorts];
     Table {
-        sets: BTreeMap::from([("mesh".into(), mesh(scope)), ("hostports".into(), host_ports(scope))]),
-        chains: BTreeMap::from([
-            ("guard".into(), chain(ChainKind::Filter, Hook::Prerouting, -300, guard)),
-            ("pre".into(), chain(ChainKind::Nat, Hook::Prerouting, -100, accept())),
-            ("out".into(), chain(ChainKind::Nat, Hook::Output, -100, accept())),
-            ("post".into(), chain(ChainKind::Nat, Hook::Postrouting, 100, post)),
+        sets: BTreeMap::from([
+            (MESH.into(), ports(&[Field::Ipv4])),
+            (HOST_PORTS.into(), ports(&[Field::Ipv4, Field::Port])),
+        ]),
+        chains: Chains::from_iter([
+            ("guard", chain(ChainKind::Filter, Hook::Prerouting, -300, guard)),
+            ("pre", chain(ChainKind::Nat, Hook::Prerouting, -100, accept())),
+            ("out", chain(ChainKind::Nat, Hook::Output, -100, accept())),
+            ("post", chain(ChainKind::Nat, Hook::Postrouting, 100, post)),
         ]),
     }
-}
-
-/// `proto . port -> balancer`: the published ports that somebody is ready to answer. Others are the node's own, which
-/// refuses them.
-fn mesh(scope: &Scope<'_>) -> Set {
-    let balancer = |network: &str| {
-        let range: Option<Subnet> = scope.ingress.iter().find(|(n, _)| n.id == network).map(|(_, r)| *r);
-        range.and_then(Scope::link_ends).map(|(_, balancer)| balancer)
-    };
-    let mut elements = BTreeMap::new();
-    for front in scope.slots.keys() {
-        if let (Front::Port(protocol, port), Some(to)) = (front.front, balancer(&front.network)) {
-            elements.insert(key::proto_port(protocol, port), Value::Bytes(key::addr(to)));
-        }
-    }
-    Set { key: vec![Field::Proto, Field::Port], data: Data::Value(vec![Field::Ipv4]), elements }
-}
-
-/// `proto . port -> gateway address . port`.
-fn host_ports(scope: &Scope<'_>) -> Set {
-    let mut elements = BTreeMap::new();
-    for (_, sandbox, lease) in scope.sandboxes() {
-        let Some(lease) = lease.filter(|_| sandbox.gateway) else { continue };
-        for port in &sandbox.host_ports {
-            let to = Value::Bytes(key::addr_port(lease, port.target));
-            elements.insert(key::proto_port(port.protocol, port.published), to);
-        }
-    }
-    Set { key: vec![Field::Proto, Field::Port], data: Data::Value(vec![Field::Ipv4, Field::Port]), elements }
 }

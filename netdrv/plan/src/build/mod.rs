@@ -1,20 +1,30 @@
 //! From one desired value and what the driver knows to what every namespace of the node must show.
 //!
 //! The same input gives the same output; the slots of the balancing maps are the one thing that depends on the past,
-//! and they come in through [`Facts`]. One file a kind of namespace.
+//! and they come in through [`Facts`]. One file a kind of namespace: what it shows before anybody is connected, and how a
+//! container, an endpoint or a front changes it. [`Planner`] (in `planner.rs`) calls these for what changed, with
+//! a ledger (`ledger.rs`) of what several of them say about one address.
 
 mod balancer;
 mod host;
+mod planner;
 mod sandbox;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::ops::Deref;
+use std::sync::Arc;
 
-use crate::desired::{Desired, Network, Sandbox};
+use imbl::OrdMap;
+
+use crate::desired::{Desired, Network, Underlay};
 use crate::names::NameTable;
-use crate::slots::{Backend, Front, FrontKey, Slots, place};
-use crate::space::{Place, Space};
+use crate::nft::{Family, Value};
+use crate::slots::Slots;
+use crate::space::{Place, Seen, Space};
 use crate::subnet::Subnet;
+
+pub use planner::Planner;
 
 /// Address of the resolver in every sandbox.
 pub const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
@@ -54,7 +64,12 @@ impl Config {
     /// Name of the node's end of a sandbox's gateway pair.
     #[must_use]
     pub fn gateway_link(&self, sandbox: &str) -> String {
-        format!("{}g{}", self.prefix, short(sandbox))
+        format!("{}{}", self.gateway_links(), short(sandbox))
+    }
+
+    /// First letters of all of these.
+    fn gateway_links(&self) -> String {
+        format!("{}g", self.prefix)
     }
 
     /// Name of the node's end of the pair to an ingress balancer.
@@ -92,6 +107,42 @@ pub struct Facts {
     pub sandboxes: BTreeMap<String, Option<Ipv4Addr>>,
     /// The holders of slots until now.
     pub slots: Slots,
+    /// The node's bridges show their packets to the IP hooks (`bridge-nf-call-iptables`, as where Docker runs too), and
+    /// can filter frames. A packet from one container to a port of the node that leads to another container, or back to
+    /// the same one, is then translated inside the bridge and stays there: it goes from port to port, which isolated
+    /// ports don't do, and back through its own port, which needs hairpin. So the ports are not isolated but filtered.
+    pub bridged: bool,
+}
+
+/// What one namespace must show, shared between plans as long as it stays the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    space: Arc<Space>,
+    image: Arc<Seen>,
+}
+
+impl Planned {
+    /// The namespace is to show this.
+    #[must_use]
+    pub fn new(space: Arc<Space>) -> Self {
+        let image = Arc::new(Seen::of(&space));
+        Self { space, image }
+    }
+
+    /// What the kernel holds when it shows it. A namespace that is believed to hold this very value (the same allocation)
+    /// differs in nothing.
+    #[must_use]
+    pub fn image(&self) -> &Arc<Seen> {
+        &self.image
+    }
+}
+
+impl Deref for Planned {
+    type Target = Space;
+
+    fn deref(&self) -> &Space {
+        &self.space
+    }
 }
 
 /// Everything that the namespaces of a node must show.
@@ -100,92 +151,92 @@ pub struct NodePlan {
     /// The generation that this is the plan of.
     pub generation: u64,
     /// Every namespace.
-    pub spaces: BTreeMap<Place, Space>,
+    pub spaces: BTreeMap<Place, Planned>,
     /// The holders of slots.
     pub slots: Slots,
     /// What names mean.
     pub names: NameTable,
 }
 
-/// What the builders share.
-struct Scope<'a> {
-    desired: &'a Desired,
-    config: &'a Config,
-    facts: &'a Facts,
-    slots: Slots,
+/// What all builders share. With another one, everything is planned anew; peers of networks are left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Frame {
+    config: Config,
+    underlay: Underlay,
+    gateway: Subnet,
+    /// The underlay's MTU in bytes.
+    mtu: u32,
+    /// See [`Facts::bridged`].
+    bridged: bool,
+    /// Networks by id, without their peers.
+    networks: BTreeMap<String, Network>,
     /// Ingress networks with the range of their link to the node.
-    ingress: Vec<(&'a Network, Subnet)>,
+    ingress: Vec<(String, Subnet)>,
 }
 
-impl Scope<'_> {
-    fn overlay_mtu(&self) -> u32 {
-        self.facts.mtu.saturating_sub(VXLAN_OVERHEAD)
-    }
-
-    /// The open sandboxes that are attached to something.
-    fn sandboxes(&self) -> impl Iterator<Item = (&String, &Sandbox, Option<Ipv4Addr>)> {
-        self.facts
-            .sandboxes
-            .iter()
-            .filter_map(|(id, gateway)| self.desired.attachments.get(id).map(|sandbox| (id, sandbox, *gateway)))
-    }
-
-    /// Addresses of a range of a link: the node's and the balancer's.
-    fn link_ends(link: Subnet) -> Option<(Ipv4Addr, Ipv4Addr)> {
-        Some((link.nth(1)?, link.nth(2)?))
-    }
-}
-
-/// What the node's namespaces must show for `desired`. Sandboxes that aren't open are left out.
-#[must_use]
-pub fn plan(desired: &Desired, config: &Config, facts: &Facts) -> NodePlan {
-    let step = 1_u32 << (32 - u32::from(config.ingress_link.prefix.clamp(1, 32)));
-    let link = |i: usize| {
-        let offset = step.saturating_mul(u32::try_from(i).unwrap_or(u32::MAX));
-        Subnet::new(
-            Ipv4Addr::from(u32::from(config.ingress_link.network().addr).saturating_add(offset)),
-            config.ingress_link.prefix,
-        )
-    };
-    let ingress = desired.networks.values().filter(|n| n.ingress).enumerate().map(|(i, n)| (n, link(i))).collect();
-    let slots = all_slots(desired, &facts.slots);
-    let scope = Scope { desired, config, facts, slots, ingress };
-    let mut spaces = BTreeMap::new();
-    for network in desired.networks.values() {
-        spaces.insert(Place::Balancer(network.id.clone()), balancer::space(&scope, network));
-    }
-    for id in facts.sandboxes.keys() {
-        spaces.insert(Place::Sandbox(id.clone()), Space::default());
-    }
-    for (id, sandbox, gateway) in scope.sandboxes() {
-        spaces.insert(Place::Sandbox(id.clone()), sandbox::space(&scope, id, sandbox, gateway));
-    }
-    spaces.insert(Place::Host, host::space(&scope));
-    NodePlan { generation: desired.generation, spaces, names: NameTable::new(desired), slots: scope.slots }
-}
-
-/// Every front with its ready endpoints in slots; fronts without any are left out, so that nothing is balanced to
-/// nobody.
-fn all_slots(desired: &Desired, previous: &Slots) -> Slots {
-    let mut wanted: BTreeMap<FrontKey, BTreeSet<Backend>> = BTreeMap::new();
-    for service in desired.services.values() {
-        let ready = |network: &str| {
-            let network = network.to_owned();
-            service.endpoints.iter().filter(|e| e.ready).filter_map(move |e| e.addresses.get(&network).copied())
+impl Frame {
+    fn new(desired: &Desired, config: &Config, facts: &Facts) -> Self {
+        let step = 1_u32 << (32 - u32::from(config.ingress_link.prefix.clamp(1, 32)));
+        let link = |i: usize| {
+            let offset = step.saturating_mul(u32::try_from(i).unwrap_or(u32::MAX));
+            Subnet::new(
+                Ipv4Addr::from(u32::from(config.ingress_link.network().addr).saturating_add(offset)),
+                config.ingress_link.prefix,
+            )
         };
-        for network in desired.networks.values() {
-            if let Some(vip) = service.networks.get(&network.id).and_then(|on| on.vip) {
-                let key = FrontKey { network: network.id.clone(), front: Front::Vip(vip) };
-                wanted.entry(key).or_default().extend(ready(&network.id).map(|address| Backend { address, port: 0 }));
-            }
-            for port in service.ports.iter().filter(|_| network.ingress) {
-                let front = Front::Port(port.protocol, port.published);
-                let backends = ready(&network.id).map(|address| Backend { address, port: port.target });
-                wanted.entry(FrontKey { network: network.id.clone(), front }).or_default().extend(backends);
-            }
+        let ingress = desired.networks.values().filter(|n| n.ingress).enumerate();
+        let bare = |n: &Network| Network {
+            id: n.id.clone(),
+            name: n.name.clone(),
+            peers: BTreeMap::new(),
+            vni: n.vni,
+            subnet: n.subnet,
+            balancer: n.balancer,
+            ingress: n.ingress,
+            internal: n.internal,
+        };
+        Self {
+            config: config.clone(),
+            underlay: desired.underlay.clone(),
+            gateway: desired.gateway,
+            mtu: facts.mtu,
+            bridged: facts.bridged,
+            ingress: ingress.map(|(i, n)| (n.id.clone(), link(i))).collect(),
+            networks: desired.networks.iter().map(|(id, n)| (id.clone(), bare(n))).collect(),
         }
     }
-    wanted.retain(|_, backends| !backends.is_empty());
-    let held = |key: &FrontKey| previous.get(key).map(Vec::as_slice).unwrap_or_default();
-    wanted.iter().map(|(key, backends)| (key.clone(), place(held(key), backends))).collect()
+
+    fn overlay_mtu(&self) -> u32 {
+        self.mtu.saturating_sub(VXLAN_OVERHEAD)
+    }
+
+    /// Addresses of the link between the node and an ingress network's balancer: the node's and the balancer's.
+    fn link_ends(&self, network: &str) -> Option<(Ipv4Addr, Ipv4Addr)> {
+        let (_, range) = self.ingress.iter().find(|(id, _)| id == network)?;
+        Some((range.nth(1)?, range.nth(2)?))
+    }
+}
+
+/// What the node's namespaces must show for `desired`. Sandboxes that aren't open are left out. [`Planner::next`] gives
+/// the same for less when little has changed.
+#[must_use]
+pub fn plan(desired: &Desired, config: &Config, facts: &Facts) -> NodePlan {
+    Planner::new(config.clone()).next(&Arc::new(desired.clone()), facts)
+}
+
+/// Makes an element of a set hold `value`, or go.
+fn element(space: &mut Space, name: &str, key: Vec<u8>, value: Option<Value>) {
+    let table = space.tables.get_mut(&(Family::Ip, TABLE.into()));
+    if let Some(found) = table.and_then(|t| t.sets.get_mut(name)) {
+        set(&mut found.elements, key, value);
+    }
+}
+
+/// Makes a key hold `value`, or go; what is so already stays shared.
+fn set<K: Ord + Clone, V: Clone + PartialEq>(map: &mut OrdMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) if map.get(&key) != Some(&value) => drop(map.insert(key, value)),
+        None if map.contains_key(&key) => drop(map.remove(&key)),
+        _ => {}
+    }
 }

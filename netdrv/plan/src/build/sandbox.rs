@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::{DNS_ADDRESS, DNS_PORT, Scope, TABLE};
-use crate::desired::{Attachment, Network, Protocol, Sandbox};
-use crate::nft::{Base, Chain, ChainKind, Family, Hook, Rule, Table, key};
+use super::{DNS_ADDRESS, DNS_PORT, Frame, TABLE};
+use crate::desired::{Attachment, Network, Sandbox};
+use crate::nft::{Base, Chain, ChainKind, Chains, Family, Hook, Rule, Table, key};
 use crate::space::{Link, LinkKind, Mac, PolicyRule, PortFlags, Route, RouteKey, Space};
 use crate::subnet::Subnet;
 
@@ -21,17 +21,17 @@ const DEFAULT: Subnet = Subnet::new(Ipv4Addr::UNSPECIFIED, 0);
 
 /// The sandbox's networks that exist, each with its number: the n-th of all that it is to be on, so that a name never
 /// moves to another network when one comes or goes.
-fn overlays<'a>(
-    scope: &'a Scope<'_>,
+pub(super) fn overlays<'a>(
+    frame: &'a Frame,
     sandbox: &'a Sandbox,
 ) -> impl Iterator<Item = (u32, &'a Network, &'a Attachment)> {
     let numbered = (0_u32..).zip(&sandbox.networks);
-    numbered.filter_map(|(i, (id, attachment))| Some((i, scope.desired.networks.get(id)?, attachment)))
+    numbered.filter_map(|(i, (id, attachment))| Some((i, frame.networks.get(id)?, attachment)))
 }
 
-/// Name of the sandbox's link to a network.
-pub(super) fn overlay_name(scope: &Scope<'_>, sandbox: &Sandbox, network: &str) -> Option<String> {
-    overlays(scope, sandbox).find(|(_, n, _)| n.id == network).map(|(i, ..)| format!("eth{i}"))
+/// Name of the sandbox's link to its network of that number.
+pub(super) fn overlay_name(number: u32) -> String {
+    format!("eth{number}")
 }
 
 /// Name of the sandbox's link to the gateway: the last one.
@@ -39,7 +39,8 @@ pub(super) fn gateway_name(sandbox: &Sandbox) -> String {
     format!("eth{}", sandbox.networks.len())
 }
 
-pub(super) fn space(scope: &Scope<'_>, id: &str, sandbox: &Sandbox, lease: Option<Ipv4Addr>) -> Space {
+/// What a sandbox shows. `serves_udp`: it is an endpoint of a service with a published UDP port.
+pub(super) fn space(frame: &Frame, sandbox: &Sandbox, lease: Option<Ipv4Addr>, serves_udp: bool) -> Space {
     let mut space = Space::default();
     // No IPv6 but the container's own loopback; "all" comes first, and covers every link.
     for (link, off) in [("all", "1"), ("default", "1"), ("lo", "0")] {
@@ -52,16 +53,16 @@ pub(super) fn space(scope: &Scope<'_>, id: &str, sandbox: &Sandbox, lease: Optio
         space.sysctls.insert(path.into(), "0".into());
     }
     let mut links = Vec::new();
-    for (i, network, attachment) in overlays(scope, sandbox) {
-        let dev = format!("eth{i}");
-        overlay(scope, &mut space, &dev, REPLY_TABLE + i, network.subnet.with_addr(attachment.address));
+    for (i, network, attachment) in overlays(frame, sandbox) {
+        let dev = overlay_name(i);
+        overlay(frame, &mut space, &dev, REPLY_TABLE + i, network.subnet.with_addr(attachment.address));
         links.push(dev);
     }
     let gateway = lease.filter(|_| sandbox.gateway);
     let source = gateway.and_then(|lease| {
         let dev = gateway_name(sandbox);
-        let source = reply_source(scope, id, sandbox);
-        way_out(scope, &mut space, &dev, lease, source);
+        let source = if serves_udp { reply_source(frame, sandbox) } else { None };
+        way_out(frame, &mut space, &dev, lease, source);
         source.map(|_| Rule::SourceOf { link: dev, keep: lease })
     });
     tables(&mut space, &links, source);
@@ -71,20 +72,15 @@ pub(super) fn space(scope: &Scope<'_>, id: &str, sandbox: &Sandbox, lease: Optio
 /// Where unconnected UDP servers must answer from. Clients outside the overlay are routed to through the gateway, so
 /// a datagram socket would answer from the gateway address, which the client never called. A container that serves a
 /// published UDP port answers from its ingress address instead; what it sends out is translated as it leaves.
-fn reply_source(scope: &Scope<'_>, id: &str, sandbox: &Sandbox) -> Option<Ipv4Addr> {
-    let serves_udp =
-        scope.desired.services.values().any(|s| {
-            s.ports.iter().any(|p| p.protocol == Protocol::Udp) && s.endpoints.iter().any(|e| e.task_id == id)
-        });
-    let ingress = || scope.ingress.iter().find_map(|(n, _)| sandbox.networks.get(&n.id));
-    serves_udp.then(ingress).flatten().map(|attachment| attachment.address)
+fn reply_source(frame: &Frame, sandbox: &Sandbox) -> Option<Ipv4Addr> {
+    frame.ingress.iter().find_map(|(network, _)| sandbox.networks.get(network)).map(|attachment| attachment.address)
 }
 
-fn overlay(scope: &Scope<'_>, space: &mut Space, dev: &str, table: u32, address: Subnet) {
+fn overlay(frame: &Frame, space: &mut Space, dev: &str, table: u32, address: Subnet) {
     let link = Link {
         kind: LinkKind::End,
         mac: Some(Mac::of(address.addr)),
-        mtu: scope.overlay_mtu(),
+        mtu: frame.overlay_mtu(),
         master: None,
         port: PortFlags::default(),
     };
@@ -101,12 +97,12 @@ fn overlay(scope: &Scope<'_>, space: &mut Space, dev: &str, table: u32, address:
     space.neighbours.insert((dev.into(), NEXT_HOP), Mac::of(Ipv4Addr::UNSPECIFIED));
 }
 
-fn way_out(scope: &Scope<'_>, space: &mut Space, dev: &str, lease: Ipv4Addr, source: Option<Ipv4Addr>) {
-    let gateway = scope.desired.gateway;
+fn way_out(frame: &Frame, space: &mut Space, dev: &str, lease: Ipv4Addr, source: Option<Ipv4Addr>) {
+    let gateway = frame.gateway;
     let link = Link {
         kind: LinkKind::End,
         mac: Some(Mac::of(lease)),
-        mtu: scope.facts.mtu,
+        mtu: frame.mtu,
         master: None,
         port: PortFlags::default(),
     };
@@ -124,23 +120,23 @@ fn tables(space: &mut Space, links: &[String], source: Option<Rule>) {
     let zones = links.iter().map(|l| Rule::ZoneFromMac { link: l.clone() }).collect();
     let marks = links.iter().map(|l| Rule::MarkFromMac { link: l.clone() }).collect();
     let resolver = vec![Rule::Resolver { to: DNS_ADDRESS, port: DNS_PORT }];
-    let mut chains = BTreeMap::from([
-        ("zones".to_owned(), chain(ChainKind::Filter, Hook::Prerouting, -300, None, zones)),
+    let mut chains = Chains::from_iter([
+        ("zones", chain(ChainKind::Filter, Hook::Prerouting, -300, None, zones)),
         // Without a rule: its presence makes the kernel give one of two equal connections another source port.
-        ("unique".to_owned(), chain(ChainKind::Nat, Hook::Input, 100, None, Vec::new())),
-        ("in".to_owned(), chain(ChainKind::Filter, Hook::Prerouting, -150, None, marks)),
-        ("out".to_owned(), chain(ChainKind::Route, Hook::Output, -150, None, vec![Rule::MarkReply])),
-        ("names".to_owned(), chain(ChainKind::Nat, Hook::Output, -100, None, resolver)),
+        ("unique", chain(ChainKind::Nat, Hook::Input, 100, None, Vec::new())),
+        ("in", chain(ChainKind::Filter, Hook::Prerouting, -150, None, marks)),
+        ("out", chain(ChainKind::Route, Hook::Output, -150, None, vec![Rule::MarkReply])),
+        ("names", chain(ChainKind::Nat, Hook::Output, -100, None, resolver)),
     ]);
     if let Some(rule) = source {
-        chains.insert("source".to_owned(), chain(ChainKind::Nat, Hook::Postrouting, 100, None, vec![rule]));
+        chains.insert("source", chain(ChainKind::Nat, Hook::Postrouting, 100, None, vec![rule]));
     }
     space.tables.insert((Family::Ip, TABLE.into()), Table { sets: BTreeMap::new(), chains });
     let egress = links
         .iter()
         .map(|l| (format!("egress-{l}"), chain(ChainKind::Filter, Hook::Egress, 0, Some(l), vec![Rule::MacFromMark])));
-    let egress: BTreeMap<_, _> = egress.collect();
-    if !egress.is_empty() {
+    if !links.is_empty() {
+        let egress = egress.collect();
         space.tables.insert((Family::Netdev, TABLE.into()), Table { sets: BTreeMap::new(), chains: egress });
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use skep_net_plan::*;
 
@@ -53,7 +54,7 @@ pub fn sandbox(n: u8) -> Sandbox {
 /// Two networks and one service `web` with these endpoints; sandboxes for those that are here.
 pub fn desired(endpoints: Vec<Endpoint>) -> Desired {
     let here = endpoints.iter().filter(|e| e.underlay == OWN);
-    let attachments = here.map(|e| (e.task_id.clone(), sandbox(e.task_id[1..].parse().unwrap()))).collect();
+    let attachments = here.map(|e| (e.task_id.clone(), Arc::new(sandbox(e.task_id[1..].parse().unwrap())))).collect();
     let on = |vip| ServiceNetwork { vip: Some(vip), aliases: vec!["www".into()] };
     let service = Service {
         id: "s1".into(),
@@ -68,8 +69,8 @@ pub fn desired(endpoints: Vec<Endpoint>) -> Desired {
     Desired {
         generation: 1,
         underlay: Underlay { address: OWN, port: 4789, mtu: 1500 },
-        networks: [network("ing", 0, true), network("app", 1, false)].map(|n| (n.id.clone(), n)).into(),
-        services: BTreeMap::from([("s1".into(), service)]),
+        networks: [network("ing", 0, true), network("app", 1, false)].map(|n| (n.id.clone(), Arc::new(n))).into(),
+        services: BTreeMap::from([("s1".into(), Arc::new(service))]),
         attachments,
         ..Desired::default()
     }
@@ -81,10 +82,36 @@ pub fn facts(desired: &Desired, slots: &Slots) -> Facts {
         mtu: 1500,
         sandboxes: desired.attachments.keys().enumerate().map(|(i, id)| (id.clone(), Some(lease(i)))).collect(),
         slots: slots.clone(),
+        bridged: false,
     }
 }
 
 pub type Kernel = BTreeMap<Place, Seen>;
+
+/// The steps from a kernel that was read.
+pub fn steps_from(kernel: &Kernel, believed: &Kernel, wanted: &NodePlan) -> Vec<Step> {
+    let shared = |k: &Kernel| k.iter().map(|(place, seen)| (place.clone(), Arc::new(seen.clone()))).collect();
+    diff(&shared(kernel), &shared(believed), &wanted.spaces, &Config::default())
+}
+
+/// The same values in allocations of their own, as a reading of the kernel has them.
+pub fn reread(seen: &Seen) -> Seen {
+    let table = |t: &SeenTable| SeenTable {
+        sets: t
+            .sets
+            .iter()
+            .map(|(n, e)| (n.clone(), e.iter().map(|(k, v)| (k.clone(), v.clone())).collect()))
+            .collect(),
+        chains: t.chains.iter().map(|(n, tags)| (n.clone(), tags.clone())).collect(),
+    };
+    Seen {
+        addresses: seen.addresses.iter().cloned().collect(),
+        neighbours: seen.neighbours.iter().map(|(k, v)| (k.clone(), *v)).collect(),
+        fdb: seen.fdb.iter().map(|(k, v)| (k.clone(), *v)).collect(),
+        tables: seen.tables.iter().map(|(id, t)| (id.clone(), table(t))).collect(),
+        ..seen.clone()
+    }
+}
 
 /// Carries the steps out as the kernel would; panics where it would refuse.
 pub fn apply(kernel: &mut Kernel, steps: &[Step]) {
@@ -96,10 +123,11 @@ pub fn apply(kernel: &mut Kernel, steps: &[Step]) {
 pub fn del_link(kernel: &mut Kernel, place: &Place, name: &str) {
     let seen = kernel.get_mut(place).unwrap();
     seen.links.remove(name);
-    seen.addresses.retain(|(dev, _)| dev != name);
+    seen.addresses = seen.addresses.iter().filter(|(dev, _)| dev != name).cloned().collect();
     seen.routes.retain(|_, r| r.dev != name);
-    seen.neighbours.retain(|(dev, _), _| dev != name);
-    seen.fdb.retain(|key, _| key.dev != name);
+    seen.neighbours =
+        seen.neighbours.iter().filter(|((dev, _), _)| dev != name).map(|(k, v)| (k.clone(), *v)).collect();
+    seen.fdb = seen.fdb.iter().filter(|(key, _)| key.dev != name).map(|(k, v)| (k.clone(), *v)).collect();
     seen.sysctls.retain(|path, _| !path.split('/').any(|p| p == name));
     for table in seen.tables.values_mut() {
         table.chains.remove(&format!("egress-{name}"));
@@ -122,7 +150,7 @@ pub fn peers(plan: &NodePlan) -> BTreeMap<(Place, String), (Place, String)> {
 
 fn one(kernel: &mut Kernel, place: &Place, op: &Op) {
     if let Op::AddLink { name, link } = op {
-        let down = |mac, mtu, kind| SeenLink { kind, mac, mtu, up: false, master: None };
+        let down = |mac, mtu, kind| SeenLink { kind, mac, mtu, up: false, master: None, port: PortFlags::default() };
         if let LinkKind::Veth { peer } = &link.kind {
             let end = down(Some(peer.mac), link.mtu, SeenKind::Veth);
             let other = kernel.entry(peer.place.clone()).or_default();
@@ -143,15 +171,19 @@ fn one(kernel: &mut Kernel, place: &Place, op: &Op) {
         Op::SetMtu { name, mtu } => seen.links.get_mut(&name).unwrap().mtu = mtu,
         Op::SetMaster { name, master } => {
             master.iter().for_each(|m| has(seen, m));
-            seen.links.get_mut(&name).unwrap().master = master;
+            let link = seen.links.get_mut(&name).unwrap();
+            (link.master, link.port) = (master, PortFlags::default());
         }
-        Op::SetPort { name, .. } => assert!(seen.links[&name].master.is_some(), "{name} is no port"),
+        Op::SetPort { name, flags } => {
+            assert!(seen.links[&name].master.is_some(), "{name} is no port");
+            seen.links.get_mut(&name).unwrap().port = flags;
+        }
         Op::SetUp { name } => seen.links.get_mut(&name).unwrap().up = true,
         Op::AddAddress { dev, address } => {
             has(seen, &dev);
-            assert!(seen.addresses.insert((dev, address)), "address exists");
+            assert!(seen.addresses.insert((dev, address)).is_none(), "address exists");
         }
-        Op::DelAddress { dev, address } => assert!(seen.addresses.remove(&(dev, address))),
+        Op::DelAddress { dev, address } => assert!(seen.addresses.remove(&(dev, address)).is_some()),
         Op::SetRoute { key, route } => {
             assert!(seen.links.get(&route.dev).is_some_and(|l| l.up), "route through a link that is down");
             seen.routes.insert(key, route);
@@ -184,7 +216,7 @@ fn nft(tables: &mut BTreeMap<(Family, String), SeenTable>, op: &NftOp) {
             tables.get_mut(&table).unwrap().chains.entry(chain).or_default();
         }
         NftOp::AddSet { table, set, .. } => {
-            assert!(tables.get_mut(&table).unwrap().sets.insert(set, BTreeMap::new()).is_none());
+            assert!(tables.get_mut(&table).unwrap().sets.insert(set, Elements::new()).is_none());
         }
         NftOp::DelElements { table, set, keys } => {
             let set = tables.get_mut(&table).unwrap().sets.get_mut(&set).unwrap();
