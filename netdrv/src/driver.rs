@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::Config;
 use crate::error::{Error, Result};
-use crate::pins::{self, Pins};
+use crate::pins::{self, Opened, Opening, OpeningGuard, Pins};
 use crate::reconcile::{Look, Outcome, Reconciler};
 use crate::status::Status;
 
@@ -39,15 +39,25 @@ struct Inner {
     requests: mpsc::Sender<Request>,
     status: watch::Receiver<Arc<Status>>,
     pins: Pins,
+    opening: Opening,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
 enum Request {
     /// A sandbox was opened; be done with a round before the answer.
-    Opened(oneshot::Sender<Result<()>>),
+    Opened(Box<Hand>, oneshot::Sender<Result<()>>),
     Close(String, oneshot::Sender<Result<()>>),
     Stop,
+}
+
+/// A sandbox on its way from its opener to the loop.
+#[derive(Debug)]
+struct Hand {
+    id: String,
+    opened: Opened,
+    /// Ends once the loop has it, or nobody.
+    _opening: OpeningGuard,
 }
 
 impl Driver {
@@ -57,11 +67,12 @@ impl Driver {
     /// # Errors
     /// A configuration that can't work, or a namespace or directory that can't be opened.
     pub async fn start(config: Config, desired: watch::Receiver<Arc<Desired>>) -> Result<Self> {
-        let (reconciler, pins) = open(&config)?;
+        let opening = Opening::default();
+        let (reconciler, pins) = open(&config, opening.clone())?;
         let (requests, incoming) = mpsc::channel(64);
         let (status, status_rx) = watch::channel(Arc::default());
         let task = tokio::spawn(run(reconciler, desired, incoming, status, config.verify));
-        let inner = Inner { requests, status: status_rx, pins, task: Mutex::new(Some(task)) };
+        let inner = Inner { requests, status: status_rx, pins, opening, task: Mutex::new(Some(task)) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -78,8 +89,10 @@ impl Driver {
     /// An id that is no file name, or a namespace that can't be made.
     pub async fn open_sandbox(&self, id: &str) -> Result<PathBuf> {
         let path = self.inner.pins.sandbox(id)?;
-        drop(pins::open_or_create(path.clone()).await?);
-        self.ask(Request::Opened).await?;
+        let opening = self.inner.opening.begin(id);
+        let opened = pins::open_or_create(path.clone()).await?;
+        let hand = Box::new(Hand { id: id.to_owned(), opened, _opening: opening });
+        self.ask(|answer| Request::Opened(hand, answer)).await?;
         Ok(path)
     }
 
@@ -118,12 +131,12 @@ impl Driver {
     /// # Errors
     /// What could not be removed.
     pub async fn teardown(config: &Config) -> Result<()> {
-        let (reconciler, _) = open(config)?;
+        let (reconciler, _) = open(config, Opening::default())?;
         reconciler.teardown().await
     }
 }
 
-fn open(config: &Config) -> Result<(Reconciler, Pins)> {
+fn open(config: &Config, opening: Opening) -> Result<(Reconciler, Pins)> {
     let names = config.names()?;
     let pins = Pins::new(&config.run_dir);
     pins.prepare()?;
@@ -131,7 +144,7 @@ fn open(config: &Config) -> Result<(Reconciler, Pins)> {
         Some(node) => node.clone(),
         None => Namespace::current()?,
     };
-    Ok((Reconciler::new(names, pins.clone(), node)?, pins))
+    Ok((Reconciler::new(names, pins.clone(), opening, node)?, pins))
 }
 
 /// When to look at the kernel next.
@@ -261,7 +274,11 @@ async fn run(
 /// Does what was asked for; who is to be answered after the next round goes into `waiting`.
 async fn serve(reconciler: &mut Reconciler, request: Request, waiting: &mut Vec<oneshot::Sender<Result<()>>>) {
     match request {
-        Request::Opened(answer) => waiting.push(answer),
+        Request::Opened(hand, answer) => {
+            let hand = *hand;
+            reconciler.take(&hand.id, hand.opened);
+            waiting.push(answer);
+        }
         Request::Close(id, answer) => match reconciler.close(&id).await {
             Ok(()) => waiting.push(answer),
             Err(error) => drop(answer.send(Err(error))),

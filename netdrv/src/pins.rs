@@ -1,7 +1,9 @@
 //! Where namespaces are pinned: `netns/<sandbox>` and `balancers/<network>` below the run directory. The directories are
 //! the record of what is open; nothing else has to survive a restart.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skep_net_kernel::ns::{self, Namespace};
 
@@ -53,6 +55,41 @@ impl Pins {
     }
 }
 
+/// Sandboxes that are being opened at this moment: whoever opens one hands it to the loop, which leaves it alone until
+/// then.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Opening(Arc<Mutex<BTreeSet<String>>>);
+
+impl Opening {
+    /// From now until the guard is dropped.
+    pub(crate) fn begin(&self, id: &str) -> OpeningGuard {
+        self.ids().insert(id.to_owned());
+        OpeningGuard { opening: self.clone(), id: id.to_owned() }
+    }
+
+    pub(crate) fn contains(&self, id: &str) -> bool {
+        self.ids().contains(id)
+    }
+
+    /// A set is whole between any two statements under its lock.
+    fn ids(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives, its sandbox is being opened.
+#[derive(Debug)]
+pub(crate) struct OpeningGuard {
+    opening: Opening,
+    id: String,
+}
+
+impl Drop for OpeningGuard {
+    fn drop(&mut self) {
+        self.opening.ids().remove(&self.id);
+    }
+}
+
 /// Ids become file names, so they must not be able to leave the directory.
 fn checked(id: &str) -> Result<&str> {
     let plain = id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
@@ -63,12 +100,26 @@ fn checked(id: &str) -> Result<&str> {
     }
 }
 
-/// Opens or makes the namespace at `path`, with its loopback up.
-pub(crate) async fn open_or_create(path: PathBuf) -> Result<Wire> {
-    let namespace = blocking(move || Namespace::open_or_create(&path)).await??;
+/// An open namespace, with its loopback up.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The way into it.
+    pub(crate) wire: Wire,
+    /// It was just made: there is nothing in it that would have to be read.
+    pub(crate) made: bool,
+}
+
+/// Opens or makes the namespace at `path`.
+pub(crate) async fn open_or_create(path: PathBuf) -> Result<Opened> {
+    let (namespace, made) = blocking(move || match Namespace::open(&path) {
+        Ok(found) => Ok((found, false)),
+        Err(ns::Error::NotFound { .. } | ns::Error::NotANamespace { .. }) => Ok((Namespace::create(&path)?, true)),
+        Err(error) => Err(Error::from(error)),
+    })
+    .await??;
     let wire = Wire::open(namespace)?;
     wire.loopback_up().await?;
-    Ok(wire)
+    Ok(Opened { wire, made })
 }
 
 /// Removes the namespace at `path`: its links first, so that they are gone when this returns, then its name. Processes

@@ -24,7 +24,7 @@ use crate::apply::{self, Failure, Wires};
 use crate::dns::{Book, Resolver, Upstream};
 use crate::error::{Error, Result};
 use crate::gateway::Leases;
-use crate::pins::{self, Pins};
+use crate::pins::{self, Opened, Opening, Pins};
 use crate::status::{SandboxState, Status};
 use crate::watches::Watches;
 use crate::wire::{Wire, blocking};
@@ -36,6 +36,7 @@ const MAX_FLUSHES: usize = 1024;
 pub(crate) struct Reconciler {
     names: Names,
     pins: Pins,
+    opening: Opening,
     upstream: Upstream,
     wires: Wires,
     /// What each namespace holds, as the last round left it: the images of the plan's namespaces, shared with it.
@@ -73,7 +74,7 @@ pub(crate) enum Outcome {
 }
 
 impl Reconciler {
-    pub(crate) fn new(names: Names, pins: Pins, node: Namespace) -> Result<Self> {
+    pub(crate) fn new(names: Names, pins: Pins, opening: Opening, node: Namespace) -> Result<Self> {
         let upstream = Upstream::new(node.clone());
         let wires = BTreeMap::from([(Place::Host, Wire::open(node)?)]);
         let desired = Arc::new(Desired::default());
@@ -81,6 +82,7 @@ impl Reconciler {
             planner: Planner::new(names.clone()),
             names,
             pins,
+            opening,
             upstream,
             wires,
             believed: BTreeMap::new(),
@@ -152,7 +154,10 @@ impl Reconciler {
             self.report(&failures, &BTreeSet::new());
             return Ok(Outcome::Settled);
         }
-        let trusted: BTreeSet<Place> = self.believed.keys().cloned().collect();
+        // One that was only just made has nothing yet that could be as wanted.
+        let new = Seen::default();
+        let trusted: BTreeSet<Place> =
+            self.believed.iter().filter(|(_, seen)| ***seen != new).map(|(place, _)| place.clone()).collect();
         let seen = self.look(look, &mut failures).await;
         let mtu = self.underlay_mtu(look == Look::Around).await?;
         if look == Look::Around {
@@ -223,16 +228,36 @@ impl Reconciler {
             return Ok(());
         }
         let wire = match place {
-            // Only its opener makes a sandbox; a pin without a namespace is one that is just being made.
+            // Only its opener makes a sandbox, and hands it over then.
+            Place::Sandbox(id) if self.opening.contains(id) => return Ok(()),
             Place::Sandbox(_) => match blocking(move || Namespace::open(&path)).await? {
                 Ok(namespace) => Wire::open(namespace)?,
                 Err(ns::Error::NotFound { .. } | ns::Error::NotANamespace { .. }) => return Ok(()),
                 Err(error) => return Err(error.into()),
             },
-            _ => pins::open_or_create(path).await?,
+            _ => {
+                let opened = pins::open_or_create(path).await?;
+                self.hold(place, opened);
+                return Ok(());
+            }
         };
         self.wires.insert(place.clone(), wire);
         Ok(())
+    }
+
+    /// Takes a sandbox over from its opener.
+    pub(crate) fn take(&mut self, id: &str, opened: Opened) {
+        self.hold(&Place::Sandbox(id.to_owned()), opened);
+    }
+
+    fn hold(&mut self, place: &Place, opened: Opened) {
+        if self.wires.contains_key(place) {
+            return;
+        }
+        self.wires.insert(place.clone(), opened.wire);
+        if opened.made {
+            self.believed.insert(place.clone(), Arc::new(Seen::default()));
+        }
     }
 
     fn forget(&mut self, place: &Place) {
