@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use skep_plan::Inputs;
+use skep_proto::pace::Pace;
 use skep_proto::v1::{Node, ObjectKind, Role};
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,7 @@ use crate::control::{Control, now_ns};
 use crate::peers::remove_member;
 use crate::store;
 
-/// Changes that come this close together are planned for in one round.
+/// Changes that come this close together are looked at once, where a look costs little.
 const GATHER: Duration = Duration::from_millis(2);
 /// A round happens at least this often: silent nodes make no noise.
 const AT_LEAST: Duration = Duration::from_millis(250);
@@ -118,7 +119,9 @@ impl Refused {
 async fn rounds(control: &Control) {
     let mut applied = control.store.applied();
     let mut beats = control.liveness.changed();
+    let mut pace = Pace::default();
     loop {
+        let begun = Instant::now();
         applied.borrow_and_update();
         beats.borrow_and_update();
         let wake = match round(control).await {
@@ -129,12 +132,13 @@ async fn rounds(control: &Control) {
                 AT_LEAST
             }
         };
+        pace.turned(begun, Instant::now());
         tokio::select! {
             _ = applied.changed() => {}
             _ = beats.changed() => {}
             () = tokio::time::sleep(wake.min(AT_LEAST)) => {}
         }
-        tokio::time::sleep(GATHER).await;
+        tokio::time::sleep_until(pace.next(Instant::now()).into()).await;
     }
 }
 

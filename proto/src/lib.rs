@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod id;
+pub mod pace;
 pub mod task_state;
 pub mod template;
 pub mod time;

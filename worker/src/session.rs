@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use skep_proto::pace::Pace;
 use skep_proto::v1::dispatcher_client::DispatcherClient;
 use skep_proto::v1::session_message::Kind;
 use skep_proto::v1::{NodeDescription, ReportRequest, SessionMessage, SessionRequest};
@@ -24,8 +25,6 @@ const REPORT_SIZE: usize = 1000;
 /// Pause after every known manager was tried in vain; doubles.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Changes that come this close together are told in one report.
-const GATHER: Duration = Duration::from_millis(2);
 /// Largest message that a manager may send.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
@@ -160,7 +159,9 @@ async fn tell<O: Owner>(
 ) -> Status {
     let mut news = owner.statuses().news();
     let mut applied = owner.applied();
+    let mut pace = Pace::default();
     loop {
+        let begun = Instant::now();
         news.borrow_and_update();
         let statuses = owner.statuses().take(REPORT_SIZE);
         let more = statuses.len() == REPORT_SIZE;
@@ -179,10 +180,12 @@ async fn tell<O: Owner>(
         if more {
             continue;
         }
+        pace.turned(begun, Instant::now());
         tokio::select! {
-            _ = news.changed() => tokio::time::sleep(GATHER).await,
+            _ = news.changed() => {}
             _ = applied.changed() => {}
             () = tokio::time::sleep(heartbeat) => {}
         }
+        tokio::time::sleep_until(pace.next(Instant::now()).into()).await;
     }
 }

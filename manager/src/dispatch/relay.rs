@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use skep_proto::pace::Pace;
 use skep_proto::v1::peers_client::PeersClient;
 use skep_proto::v1::{NodeBeat, NodeChange, RelayRequest, TaskStatusReport};
 use tokio::sync::mpsc;
@@ -25,8 +26,6 @@ const BATCH: usize = 1024;
 const DEADLINE: Duration = Duration::from_secs(3);
 /// A manager that has not reached a leader for this long sends its workers elsewhere.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
-/// How long to wait for items that come right after the first.
-const GATHER: Duration = Duration::from_millis(2);
 
 /// One thing to pass on.
 #[derive(Debug)]
@@ -93,13 +92,15 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let Queue { mut items, stuck } = queue;
+    let mut pace = Pace::default();
     loop {
         let mut batch = Vec::new();
         tokio::select! {
             n = items.recv_many(&mut batch, BATCH) => if n == 0 { return },
             () = stop.cancelled() => return,
         }
-        tokio::time::sleep(GATHER).await;
+        tokio::time::sleep_until(pace.next(Instant::now()).into()).await;
+        let begun = Instant::now();
         while batch.len() < BATCH {
             match items.try_recv() {
                 Ok(item) => batch.push(item),
@@ -111,6 +112,7 @@ pub(crate) async fn run(
             () = deliver(&request, &raft, dialer.as_ref(), &intake, &stuck) => {}
             () = stop.cancelled() => return,
         }
+        pace.turned(begun, Instant::now());
     }
 }
 

@@ -1,9 +1,10 @@
 //! The manager's half of one session: sends a node its part of the state, whole at first, then the differences.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use skep_plan::assignment::Part;
+use skep_proto::pace::Pace;
 use skep_proto::v1::session_message::Kind;
 use skep_proto::v1::{AssignmentChange, ManagerList, NodeBeat, Registered, SessionMessage};
 use tonic::Status;
@@ -11,9 +12,6 @@ use tonic::Status;
 use super::relay::Item;
 use super::{Dispatcher, Session, generation_base};
 use crate::store::View;
-
-/// Changes that come this close together travel in one message.
-const GATHER: Duration = Duration::from_millis(2);
 
 /// A worker that takes nothing for this long has its session closed.
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
@@ -52,7 +50,9 @@ async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> 
     let mut part = Part::new(node_id);
     let mut managers = Vec::new();
     let mut first = true;
+    let mut pace = Pace::default();
     loop {
+        let begun = Instant::now();
         applied.borrow_and_update();
         let view = dispatcher.store.view();
         let Some(_) = view.state.node(node_id) else { return Err(Ended::Removed) };
@@ -89,10 +89,11 @@ async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> 
             }
         }
         first = false;
+        pace.turned(begun, Instant::now());
         if applied.changed().await.is_err() {
             return Err(Ended::Cancelled);
         }
-        tokio::time::sleep(GATHER).await;
+        tokio::time::sleep_until(pace.next(Instant::now()).into()).await;
     }
 }
 
