@@ -49,6 +49,9 @@ pub use skep_netdrv as netdrv;
 /// How long supervisors may take to put down what they hold when the daemon stops.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
+/// Assignments are written for the next daemon this often at most.
+const KEPT_EVERY: Duration = Duration::from_millis(200);
+
 /// Gives channels to managers; the daemon's identity stands behind it.
 pub trait Connector: Send + Sync + 'static {
     /// A channel to the manager at `host:port`, with mutual TLS. Connects when used.
@@ -91,7 +94,8 @@ pub struct Rooms {
 
 struct Inner {
     description: NodeDescription,
-    file: PathBuf,
+    /// Where the assignments are kept for a restart; nowhere once the node leaves its swarm.
+    file: Arc<std::sync::Mutex<Option<PathBuf>>>,
     assigned: watch::Sender<Arc<Assignments>>,
     managers: watch::Sender<Vec<String>>,
     connected: watch::Sender<Option<String>>,
@@ -126,6 +130,7 @@ impl Worker {
     ) -> Result<Self, skep_netdrv::Error> {
         let file = config.run_dir.join("assignments");
         let remembered = recall(&file);
+        let file = Arc::new(std::sync::Mutex::new(Some(file)));
         let assigned = watch::Sender::new(Arc::new(remembered));
         // Namespaces that an earlier daemon left are wanted until their supervisors say otherwise.
         let sandboxes = watch::Sender::new(pinned(&config.netns_dir));
@@ -150,7 +155,7 @@ impl Worker {
         let supervisors = Supervisors::new(hands, Arc::clone(&statuses), observer, told, stop.child_token());
         let worker = Self(Arc::new(Inner {
             description: config.description,
-            file,
+            file: Arc::clone(&file),
             assigned: assigned.clone(),
             managers: watch::Sender::new(config.managers),
             connected,
@@ -172,7 +177,10 @@ impl Worker {
             session::run(inner.as_ref(), connector.as_ref(), inner.managers.subscribe(), &inner.connected, &inner.stop)
                 .await;
         };
-        for job in [Box::pin(wire) as futures::future::BoxFuture<'static, ()>, Box::pin(acknowledge)] {
+        let keep = keep(file, assigned.subscribe());
+        let jobs: [futures::future::BoxFuture<'static, ()>; 3] =
+            [Box::pin(wire), Box::pin(acknowledge), Box::pin(keep)];
+        for job in jobs {
             let stop = stop.clone();
             tasks.spawn(async move {
                 tokio::select! { () = job => {}, () = stop.cancelled() => {} }
@@ -255,6 +263,13 @@ impl Worker {
         self.0.supervisors.drain(DRAIN_WITHIN).await;
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        let assignments = self.assignments();
+        if let Some(path) = self.0.file.lock().unwrap_or_else(PoisonError::into_inner).as_deref()
+            && assignments.generation > 0
+            && let Err(error) = remember(path, &assignments)
+        {
+            tracing::warn!(error = %error, file = %path.display(), "assignments can't be kept for a restart");
+        }
         let driver = self.0.driver.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(driver) = driver {
             driver.stop().await;
@@ -271,7 +286,10 @@ impl Worker {
     /// Ends every task of this node and removes what they leave: the node leaves its swarm.
     pub async fn remove_everything(&self, deadline: Duration) {
         self.0.assigned.send_replace(Arc::new(Assignments::farewell()));
-        let _ = std::fs::remove_file(&self.0.file);
+        let file = self.0.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(file) = file {
+            let _ = std::fs::remove_file(file);
+        }
         let until = tokio::time::Instant::now() + deadline;
         while tokio::time::Instant::now() < until {
             if self.0.supervisors.idle() {
@@ -294,12 +312,7 @@ impl session::Owner for Inner {
 
     fn assign(&self, change: AssignmentChange) -> Result<(), Status> {
         let next = self.assigned.borrow().take(change).map_err(|e| Status::failed_precondition(e.to_string()))?;
-        let next = Arc::new(next);
-        self.assigned.send_replace(next.clone());
-        // Written in whole, which takes its time on a node with much to know: what is in force doesn't wait for it.
-        if let Err(error) = remember(&self.file, &next) {
-            tracing::warn!(error = %error, file = %self.file.display(), "assignments can't be kept for a restart");
-        }
+        self.assigned.send_replace(Arc::new(next));
         Ok(())
     }
 
@@ -425,6 +438,26 @@ fn recall(file: &std::path::Path) -> Assignments {
     let Ok(bytes) = std::fs::read(file) else { return Assignments::default() };
     let change = AssignmentChange::decode(bytes.as_slice());
     change.ok().and_then(|c| Assignments::default().take(c).ok()).unwrap_or_default()
+}
+
+/// Keeps the assignments for the next daemon, a moment behind them: they are written in whole, which takes its time on a
+/// node with much to know, and a manager repeats them anyway.
+async fn keep(file: Arc<std::sync::Mutex<Option<PathBuf>>>, mut assigned: watch::Receiver<Arc<Assignments>>) {
+    while assigned.changed().await.is_ok() {
+        let (file, current) = (Arc::clone(&file), Arc::clone(&assigned.borrow_and_update()));
+        let written = tokio::task::spawn_blocking(move || {
+            // Held while it is written: afterwards nobody who forgets the file finds it again.
+            let file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(path) = file.as_deref() else { return };
+            if let Err(error) = remember(path, &current) {
+                tracing::warn!(error = %error, file = %path.display(), "assignments can't be kept for a restart");
+            }
+        });
+        if let Err(error) = written.await {
+            tracing::error!(error = %error, "assignments can't be kept for a restart");
+        }
+        tokio::time::sleep(KEPT_EVERY).await;
+    }
 }
 
 fn remember(file: &std::path::Path, assignments: &Assignments) -> std::io::Result<()> {

@@ -117,7 +117,6 @@ impl AsciiChart {
 
     /// With one more.
     #[must_use]
-    #[expect(clippy::should_implement_trait, reason = "the name that openraft calls")]
     pub fn add<T>(mut self, name: impl Into<String>, histogram: Histogram<T>) -> Self {
         self.series.push((name.into(), histogram.percentile_stats()));
         self

@@ -13,6 +13,7 @@ pub(crate) mod protocol;
 mod reap;
 pub(crate) mod rights;
 mod serve;
+mod shed;
 mod verify;
 
 use std::ffi::OsString;
@@ -113,9 +114,7 @@ fn be_born() -> Result<(), Error> {
         Ok(supervisor) => {
             answer(&Answer::Created);
             redirect(&[1, 2]).map_err(failed("open /dev/null"))?;
-            // A supervisor lives as long as its container: what making one took goes back first.
-            // SAFETY: no argument is a pointer, and there is no other thread.
-            unsafe { libc::malloc_trim(0) };
+            shed::shed();
             supervisor.run();
             Ok(())
         }
