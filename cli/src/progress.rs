@@ -92,11 +92,20 @@ pub(crate) fn judge(service: &Value, tasks: &[Value], nodes: &[Value]) -> Verdic
     Verdict::Going { running, wanted, tasks: shown, rollback }
 }
 
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// A service as it was asked for; one that goes back to what it was has failed.
+    Change,
+    /// The service as it was before.
+    Rollback,
+}
+
 /// Waits until the service has converged. An interrupted wait leaves the work going on.
-pub(crate) async fn wait(client: &Client, id: &str, quiet: bool) -> Result<()> {
+pub(crate) async fn wait(client: &Client, id: &str, quiet: bool, asked: Asked) -> Result<()> {
     let mut screen = Screen::new(quiet);
     tokio::select! {
-        done = converge(client, id, &mut screen) => done,
+        done = converge(client, id, &mut screen, asked) => done,
         _ = tokio::signal::ctrl_c() => {
             screen.clear();
             bail!("interrupted; the operation continues in background: \"skep service ps {id}\" shows its progress")
@@ -104,7 +113,7 @@ pub(crate) async fn wait(client: &Client, id: &str, quiet: bool) -> Result<()> {
     }
 }
 
-async fn converge(client: &Client, id: &str, screen: &mut Screen) -> Result<()> {
+async fn converge(client: &Client, id: &str, screen: &mut Screen, asked: Asked) -> Result<()> {
     let wanted = json!({ "service": [id], "_up-to-date": ["true"] }).to_string();
     let mut there_since: Option<Instant> = None;
     loop {
@@ -133,7 +142,7 @@ async fn converge(client: &Client, id: &str, screen: &mut Screen) -> Result<()> 
                 if over || stable >= monitor {
                     screen.show(count, "verify: Service converged\n".to_owned())?;
                     return match rollback.filter(|_| service.text("UpdateStatus.State") == "rollback_completed") {
-                        Some(why) if !why.contains("manually requested") => bail!("service rolled back: {why}"),
+                        Some(why) if asked == Asked::Change => bail!("service rolled back: {why}"),
                         _ => Ok(()),
                     };
                 }

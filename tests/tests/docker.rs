@@ -63,7 +63,9 @@ fn docker_makes_a_swarm_and_runs_services() -> Result<()> {
 
 /// The worker remembers what happened to its containers and images.
 fn told(docker: &Docker<'_>) -> Result<()> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs().to_string();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    // Whole seconds: the one that has begun is to be over.
+    let now = (now + 1).to_string();
     let events = |filter: &str| {
         docker.run("n3", &["events", "--since", "0", "--until", &now, "--filter", filter, "--format", "{{.Action}}"])
     };

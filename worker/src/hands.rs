@@ -60,7 +60,10 @@ impl NodeHands {
         let (store, name) = (Arc::clone(&self.images), reference.to_owned());
         match tokio::task::spawn_blocking(move || store.resolve(&name)).await {
             Ok(Ok(image)) => Ok(image),
-            Ok(Err(error)) => Err(rejected(format!("No such image: {reference} ({error})"))),
+            Ok(Err(skep_image::Error::NotFound(_))) => Err(rejected(format!(
+                "No such image: {reference}; load it on this node: skep image load --input ARCHIVE"
+            ))),
+            Ok(Err(error)) => Err(rejected(format!("image {reference}: {error}"))),
             Err(error) => Err(failed(format!("image {reference} could not be looked up: {error}"))),
         }
     }

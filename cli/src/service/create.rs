@@ -9,6 +9,7 @@ use super::{Waiting, wait, warn};
 use crate::client::Client;
 use crate::output::line;
 use crate::parse;
+use crate::progress::Asked;
 use crate::value::At;
 
 /// Flags of `service create`.
@@ -99,7 +100,7 @@ pub(super) async fn run(client: &Client, mut args: Args) -> Result<()> {
     let answer = client.post("/services/create", &[], Some(&spec)).await?;
     warn(&answer);
     line(answer.text("ID"))?;
-    wait(client, args.waiting, answer.text("ID")).await
+    wait(client, args.waiting, answer.text("ID"), Asked::Change).await
 }
 
 /// The spec before the other flags.

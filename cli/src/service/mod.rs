@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, escape, filters, is_not_found};
 use crate::output::{self, List, ListArgs, line, note};
+use crate::progress::Asked;
 use crate::value::At;
 use crate::{human, node, progress, task};
 
@@ -141,8 +142,8 @@ fn warn(answer: &Value) {
     }
 }
 
-async fn wait(client: &Client, waiting: Waiting, id: &str) -> Result<()> {
-    if waiting.detach { Ok(()) } else { progress::wait(client, id, waiting.quiet).await }
+async fn wait(client: &Client, waiting: Waiting, id: &str, asked: Asked) -> Result<()> {
+    if waiting.detach { Ok(()) } else { progress::wait(client, id, waiting.quiet, asked).await }
 }
 
 async fn ls(client: &Client, args: ListArgs) -> Result<()> {
@@ -243,7 +244,7 @@ async fn scale(client: &Client, args: Scale) -> Result<()> {
         }
     }
     for id in scaled.iter().filter(|_| !args.detach) {
-        progress::wait(client, id, false).await?;
+        progress::wait(client, id, false, Asked::Change).await?;
     }
     node::all(failed)
 }
@@ -266,5 +267,5 @@ async fn rollback(client: &Client, waiting: Waiting, reference: &str) -> Result<
     let answer = client.post(&path, &[("version", &version), ("rollback", "previous")], None).await?;
     warn(&answer);
     line(reference)?;
-    wait(client, waiting, service.text("ID")).await
+    wait(client, waiting, service.text("ID"), Asked::Rollback).await
 }

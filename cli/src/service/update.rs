@@ -9,6 +9,7 @@ use super::{Waiting, find, replace, rollback, wait};
 use crate::client::Client;
 use crate::output::line;
 use crate::parse;
+use crate::progress::Asked;
 use crate::value::At;
 
 /// Flags of `service update`.
@@ -178,7 +179,7 @@ pub(super) async fn run(client: &Client, mut args: Args) -> Result<()> {
     lists(&mut args.add).add(client, &mut spec).await?;
     replace(client, &service, &spec).await?;
     line(&args.service)?;
-    wait(client, args.waiting, service.text("ID")).await
+    wait(client, args.waiting, service.text("ID"), Asked::Change).await
 }
 
 async fn remove(client: &Client, gone: &Remove, spec: &mut Value) -> Result<()> {

@@ -178,6 +178,7 @@ fn first_process(hostname: &str, file: &Path) -> Result<()> {
 pub fn enter_main(args: &[String]) -> Result<u8> {
     let [pid, program, rest @ ..] = args else { bail!("usage: skep {ENTER} PID PROGRAM [ARGS]") };
     let pid = pid.parse().ok().and_then(Pid::from_raw).context("not a process id")?;
+    let directory = std::env::current_dir().ok();
     let machine = rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("the machine is not running")?;
     rustix::thread::move_into_thread_name_spaces(
         machine.as_fd(),
@@ -188,6 +189,10 @@ pub fn enter_main(args: &[String]) -> Result<u8> {
             | ThreadNameSpaceType::PROCESS_ID,
     )
     .context("the machine can't be entered")?;
+    // Another mount namespace begins at its root; the caller's paths are meant from where the caller is.
+    if let Some(directory) = directory {
+        let _ = std::env::set_current_dir(directory);
+    }
     let status = Command::new(program)
         .args(rest)
         .status()

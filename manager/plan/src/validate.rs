@@ -72,6 +72,9 @@ pub enum Error {
     /// Something else uses it.
     #[error("{0}")]
     InUse(String),
+    /// Only tasks of services that were removed use it, and they are about to end.
+    #[error("{0}; it is being removed, so try again when its tasks have ended")]
+    Draining(String),
 }
 
 impl Error {
@@ -81,7 +84,7 @@ impl Error {
             Self::Invalid { .. } => RefusalReason::Invalid,
             Self::NotFound { .. } => RefusalReason::NotFound,
             Self::NameInUse { .. } => RefusalReason::NameInUse,
-            Self::InUse(_) => RefusalReason::InUse,
+            Self::InUse(_) | Self::Draining(_) => RefusalReason::InUse,
         }
     }
 }
@@ -256,12 +259,8 @@ macro_rules! kept_data {
             pub fn $removal(state: &State, object: &$kind) -> Result<(), Error> {
                 let uses: fn(&TaskSpec, &str) -> bool = $uses;
                 let users = users(state, |spec| uses(spec, &object.id));
-                if users.is_empty() {
-                    return Ok(());
-                }
                 let name = object.spec.as_ref().and_then(|s| s.annotations.as_ref()).map_or("", |a| a.name.as_str());
-                let users = users.join(", ");
-                Err(Error::InUse(format!("{} '{name}' is in use by the following services: {users}", $word)))
+                unused(&users, |users| format!("{} '{name}' is in use by the following services: {users}", $word))
             }
         )*
     };
@@ -277,8 +276,26 @@ kept_data! {
     |spec, id| spec.container.iter().flat_map(|c| &c.configs).any(|c| c.config_id == id);
 }
 
-/// Names of the services that use something: in their spec, or by a task that may still run.
-fn users(state: &State, uses: impl Fn(&TaskSpec) -> bool) -> Vec<String> {
+/// A service that uses something.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct User {
+    name: String,
+    /// It was removed, and its tasks are about to end.
+    removing: bool,
+}
+
+/// Nothing when there are no users; else what `text` makes of their names.
+fn unused(users: &[User], text: impl FnOnce(String) -> String) -> Result<(), Error> {
+    let names = users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>().join(", ");
+    match users {
+        [] => Ok(()),
+        users if users.iter().all(|user| user.removing) => Err(Error::Draining(text(names))),
+        _ => Err(Error::InUse(text(names))),
+    }
+}
+
+/// The services that use something: in their spec, or by a task that may still run.
+fn users(state: &State, uses: impl Fn(&TaskSpec) -> bool) -> Vec<User> {
     let mut users = Vec::new();
     for service in state.services() {
         let spec = service.spec.as_ref();
@@ -290,7 +307,8 @@ fn users(state: &State, uses: impl Fn(&TaskSpec) -> bool) -> Vec<String> {
                 .any(|t| state.task_spec(&t.service_id, t.spec_version).is_some_and(|s| uses(&s)))
         };
         if current || running() {
-            users.push(spec.and_then(|s| s.annotations.as_ref()).map_or(service.id.clone(), |a| a.name.clone()));
+            let name = spec.and_then(|s| s.annotations.as_ref()).map_or(service.id.clone(), |a| a.name.clone());
+            users.push(User { name, removing: service.removing });
         }
     }
     users

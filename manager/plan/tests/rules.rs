@@ -239,6 +239,11 @@ fn secrets_and_configs() {
     assert_eq!((reference.secret_id.as_str(), reference.file.as_ref().unwrap().name.as_str()), ("secret-id", "key"));
     let error = validate::secret_removal(&w.state, &stored).unwrap_err();
     assert_eq!(error.to_string(), "secret 'key' is in use by the following services: web");
+    assert!(matches!(error, validate::Error::InUse(_)), "its service is there to stay");
+    w.settle();
+    w.remove("web");
+    let error = validate::secret_removal(&w.state, &stored).unwrap_err();
+    assert!(matches!(error, validate::Error::Draining(_)), "{error}");
 }
 
 #[test]

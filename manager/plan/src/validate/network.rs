@@ -4,7 +4,7 @@ use skep_proto::v1::{Annotations, Driver, IpamConfig, Network, NetworkSpec};
 use skep_state::State;
 use skep_state::subnet::{Subnet, parse_address};
 
-use super::{Error, NAME, annotations, check_name, invalid, users};
+use super::{Error, NAME, User, annotations, check_name, invalid, unused, users};
 use crate::allocate::{self, is_mesh};
 
 /// Names that mean something else on every node.
@@ -148,16 +148,10 @@ pub fn network_removal(state: &State, network: &Network) -> Result<(), Error> {
             .filter(|s| !s.removing)
             .filter_map(|s| s.spec.as_ref())
             .filter(|s| s.endpoint.as_ref().is_some_and(|e| e.ports.iter().any(is_mesh)));
-        users.extend(publishes.filter_map(|s| s.annotations.as_ref()).map(|a| a.name.clone()));
+        let names = publishes.filter_map(|s| s.annotations.as_ref()).map(|a| a.name.clone());
+        users.extend(names.map(|name| User { name, removing: false }));
     }
     users.sort();
     users.dedup();
-    if users.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::InUse(format!(
-            "network {name} is in use by service {}: remove or change it first",
-            users.join(", ")
-        )))
-    }
+    unused(&users, |users| format!("network {name} is in use by service {users}: remove or change it first"))
 }

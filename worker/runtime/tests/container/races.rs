@@ -109,16 +109,17 @@ async fn a_mount_that_now_and_then_goes_to_dev() -> Result<()> {
     let fixture = Fixture::new()?;
     let (shared, data) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let (here, there) = (shared.path().join("a"), shared.path().join("b"));
-    fs::create_dir(&here)?;
     let script = "stat -f -c %T /proc /sys /dev; stat -c %t:%T /dev/null; head -c 1 /proc/interrupts | wc -c; \
         test -e /vol/a/mark && echo landed";
     let sound = ["proc", "sysfs", "tmpfs", "1:3", "0"];
     fs::write(data.path().join("mark"), "")?;
     for place in ["/dev", "/proc"] {
-        let _ = fs::remove_file(&there);
-        let _ = fs::remove_file(&here);
-        let _ = fs::create_dir(&here);
-        symlink(place, if there.exists() { &here } else { &there }).context("the other name")?;
+        // The last swap left the directory under either name.
+        for name in [&here, &there] {
+            let _ = fs::remove_file(name).or_else(|_| fs::remove_dir(name));
+        }
+        fs::create_dir(&here)?;
+        symlink(place, &there).context("the other name")?;
         let swapper = Swapper::new(&here, &there);
         let begun = Instant::now();
         let (mut landed, mut astray) = (0, 0);
