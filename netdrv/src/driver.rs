@@ -164,8 +164,8 @@ impl Timer {
         Self { every, next: now, patience: RETRY.0, notice: None, rested: now }
     }
 
-    /// After a round that read so many entries.
-    fn after(&mut self, read: usize, look: Look, outcome: Outcome) {
+    /// After a round that read so many entries. `disturbed`: it looked at what the kernel had told.
+    fn after(&mut self, read: usize, look: Look, disturbed: bool, outcome: Outcome) {
         let now = Instant::now();
         match outcome {
             Outcome::Settled => {
@@ -176,7 +176,8 @@ impl Timer {
                 }
             }
             Outcome::Again => {
-                self.next = now + self.patience;
+                // Where somebody changes things all the time, a look is cut short now and then: the next is no sooner.
+                self.next = now + if disturbed { self.patience.max(NOTICE.1) } else { self.patience };
                 self.patience = (self.patience * 2).min(RETRY.1);
             }
         }
@@ -233,13 +234,15 @@ async fn run(
     let mut changing = true;
     loop {
         let latest = desired.borrow_and_update().clone();
+        let woken = reconciler.status().woken;
         let outcome = reconciler.round(latest, look).await;
+        let disturbed = reconciler.status().woken != woken;
         publish(&status, reconciler.status());
         for answer in waiting.drain(..) {
             // Whoever asked may have given up.
             let _ = oneshot::Sender::<Result<()>>::send(answer, Ok(()));
         }
-        timer.after(reconciler.entries_read(), look, outcome);
+        timer.after(reconciler.entries_read(), look, disturbed, outcome);
         look = loop {
             if reconciler.is_disturbed() {
                 timer.notice();
