@@ -13,6 +13,7 @@ mod door;
 mod forced;
 mod intake;
 mod leader;
+mod line;
 pub mod liveness;
 pub mod logs;
 mod membership;
@@ -160,11 +161,11 @@ impl Manager {
         let liveness = Arc::new(Liveness::default());
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let control = Control::new(Arc::clone(&raft), Arc::clone(&store), Arc::clone(&liveness), Arc::clone(&dialer));
+        let control = Control::new(Arc::clone(&raft), Arc::clone(&store), Arc::clone(&liveness), dialer);
         let intake =
             Arc::new(Intake { raft: Arc::clone(&raft), store: Arc::clone(&store), liveness, caught_up: 0.into() });
         let (relay, items) = relay::queue();
-        tasks.spawn(relay::run(items, Arc::clone(&raft), dialer, Arc::clone(&intake), stop.clone()));
+        tasks.spawn(relay::run(items, Arc::clone(&raft), control.line.clone(), Arc::clone(&intake), stop.clone()));
         tasks.spawn(leader::run(control.clone(), stop.clone()));
         let dispatcher = Arc::new(Dispatcher::new(Arc::clone(&store), relay, stop.child_token()));
         Self {

@@ -90,7 +90,12 @@ fn client_defaults(mut config: ClientConfig) -> Arc<ClientConfig> {
 
 fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
-    Arc::clone(PROVIDER.get_or_init(|| Arc::new(ring::default_provider())))
+    Arc::clone(PROVIDER.get_or_init(|| {
+        use ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
+        // Processors help with SHA-256 and not with SHA-384, which made up most of a handshake.
+        let cipher_suites = vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256];
+        Arc::new(CryptoProvider { cipher_suites, ..ring::default_provider() })
+    }))
 }
 
 fn roots(root_pem: &str) -> Result<RootCertStore, Error> {

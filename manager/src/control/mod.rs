@@ -28,6 +28,7 @@ use skep_proto::v1::{Action, Role, control_server};
 use skep_state::State;
 use tonic::{Request, Response, Status};
 
+use crate::line::Line;
 use crate::liveness::Liveness;
 use crate::peer::{Peer, require_manager};
 use crate::raft::{Dialer, Raft};
@@ -45,6 +46,8 @@ pub struct Control {
     pub(crate) store: Arc<Store>,
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) dialer: Arc<dyn Dialer>,
+    /// To whoever leads.
+    pub(crate) line: Line,
 }
 
 impl std::fmt::Debug for Control {
@@ -56,7 +59,8 @@ impl std::fmt::Debug for Control {
 impl Control {
     /// The API over this manager's consensus and state.
     pub fn new(raft: Arc<Raft>, store: Arc<Store>, liveness: Arc<Liveness>, dialer: Arc<dyn Dialer>) -> Self {
-        Self { raft, store, liveness, dialer }
+        let line = Line::new(Arc::clone(&dialer));
+        Self { raft, store, liveness, dialer, line }
     }
 
     /// The caller, if it holds a manager's certificate and the cluster still wants it to be one: a certificate outlives

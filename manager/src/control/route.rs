@@ -103,8 +103,8 @@ impl<'a> Router<'a> {
         let Some(leader) = leader else { return Err(self.exhausted()) };
         let channel = self
             .control
-            .dialer
-            .channel(&leader.address)
+            .line
+            .to(&leader.address)
             .map_err(|e| Status::unavailable(format!("the leader at {} can't be dialled: {e}", leader.address)))?;
         Ok(Target::Leader(ControlClient::new(channel)))
     }
@@ -120,10 +120,14 @@ impl<'a> Router<'a> {
             answer = call => answer,
             // The leader that was asked is none any more: its answer may never come.
             _ = leadership.wait_for(|l| l.leader != asked) => {
+                self.control.line.cut();
                 self.last = Some(Status::unavailable("the leader changed while the call was on its way"));
                 return None;
             }
         };
+        if answer.as_ref().is_err_and(|status| is_of_the_line(status.code())) {
+            self.control.line.cut();
+        }
         match answer {
             // It has lost its quorum and says so to others sooner than it shows.
             Err(status) if errors::is_leaderless(&status) && self.begun.elapsed() >= LEADERLESS => Some(Err(status)),
@@ -141,4 +145,10 @@ impl<'a> Router<'a> {
         let why = self.last.as_ref().filter(|s| !errors::is_leaderless(s));
         errors::leaderless(why.map(|s| format!("last answer: {}", s.message())).as_deref())
     }
+}
+
+/// Whether a failed call may have failed because of the connection or the certificates it was made with.
+fn is_of_the_line(code: Code) -> bool {
+    use Code::{Cancelled, DeadlineExceeded, Internal, Unauthenticated, Unavailable, Unknown};
+    matches!(code, Cancelled | DeadlineExceeded | Internal | Unauthenticated | Unavailable | Unknown)
 }

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::peer::require_node;
-use crate::store::Store;
+use crate::store::{Store, View};
 use relay::{Item, Relay};
 
 pub(crate) use logs::Subscriptions;
@@ -62,6 +62,8 @@ pub struct Dispatcher {
     store: Arc<Store>,
     relay: Relay,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
+    /// The managers' addresses at one log index.
+    managers: Mutex<(u64, Arc<[String]>)>,
     pub(crate) subscriptions: Subscriptions,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -74,6 +76,7 @@ impl Dispatcher {
             store,
             relay,
             sessions: Mutex::default(),
+            managers: Mutex::default(),
             subscriptions: Subscriptions::default(),
             tasks: TaskTracker::new(),
             stop,
@@ -85,6 +88,16 @@ impl Dispatcher {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Where a worker may open its next session. All sessions ask at every index; the nodes are gone through once.
+    fn managers(&self, view: &View) -> Arc<[String]> {
+        let mut known = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0 != view.index {
+            let addresses = view.state.nodes().filter_map(|n| n.manager.as_ref().map(|m| m.address.clone()));
+            *known = (view.index, addresses.collect());
+        }
+        Arc::clone(&known.1)
     }
 
     fn session_of(&self, node_id: &str) -> Option<Arc<Session>> {

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
 use crate::intake::Intake;
-use crate::raft::{Dialer, Raft};
+use crate::line::Line;
+use crate::raft::Raft;
 
 /// Items that may wait.
 const QUEUE: usize = 8192;
@@ -84,13 +85,7 @@ pub(crate) struct Queue {
 }
 
 /// Carries items to whoever leads, until told to stop.
-pub(crate) async fn run(
-    queue: Queue,
-    raft: Arc<Raft>,
-    dialer: Arc<dyn Dialer>,
-    intake: Arc<Intake>,
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(queue: Queue, raft: Arc<Raft>, line: Line, intake: Arc<Intake>, stop: CancellationToken) {
     let Queue { mut items, stuck } = queue;
     let mut pace = Pace::default();
     loop {
@@ -109,7 +104,7 @@ pub(crate) async fn run(
         }
         let request = gather(batch);
         tokio::select! {
-            () = deliver(&request, &raft, dialer.as_ref(), &intake, &stuck) => {}
+            () = deliver(&request, &raft, &line, &intake, &stuck) => {}
             () = stop.cancelled() => return,
         }
         pace.turned(begun, Instant::now());
@@ -133,14 +128,14 @@ fn gather(batch: Vec<Item>) -> RelayRequest {
     request
 }
 
-async fn deliver(request: &RelayRequest, raft: &Raft, dialer: &dyn Dialer, intake: &Intake, stuck: &Stuck) {
+async fn deliver(request: &RelayRequest, raft: &Raft, line: &Line, intake: &Intake, stuck: &Stuck) {
     let mut leadership = raft.leadership();
     loop {
         let current = leadership.borrow_and_update().clone();
         let outcome = if current.is_self {
             intake.take(Instant::now(), request.clone()).await
         } else if let Some(leader) = &current.leader {
-            pass_on(request, &leader.address, dialer).await
+            pass_on(request, &leader.address, line).await
         } else {
             Err(Status::unavailable("no leader"))
         };
@@ -160,13 +155,12 @@ async fn deliver(request: &RelayRequest, raft: &Raft, dialer: &dyn Dialer, intak
     }
 }
 
-async fn pass_on(request: &RelayRequest, address: &str, dialer: &dyn Dialer) -> Result<(), Status> {
-    let channel = dialer.channel(address).map_err(|e| Status::unavailable(e.to_string()))?;
+async fn pass_on(request: &RelayRequest, address: &str, line: &Line) -> Result<(), Status> {
+    let channel = line.to(address).map_err(|e| Status::unavailable(e.to_string()))?;
     let call = async { PeersClient::new(channel).relay(Request::new(request.clone())).await };
-    match tokio::time::timeout(DEADLINE, call).await {
-        Ok(answer) => answer.map(|_| ()),
-        Err(_) => Err(Status::deadline_exceeded("the leader did not answer")),
-    }
+    let answer = tokio::time::timeout(DEADLINE, call).await;
+    let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("the leader did not answer")));
+    answer.map(|_| ()).inspect_err(|_| line.cut())
 }
 
 #[cfg(test)]

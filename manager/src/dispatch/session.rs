@@ -11,7 +11,6 @@ use tonic::Status;
 
 use super::relay::Item;
 use super::{Dispatcher, Session, generation_base};
-use crate::store::View;
 
 /// A worker that takes nothing for this long has its session closed.
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
@@ -48,7 +47,7 @@ enum Ended {
 async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> Result<(), Ended> {
     let mut applied = dispatcher.store.applied();
     let mut part = Part::new(node_id);
-    let mut managers = Vec::new();
+    let mut managers = Arc::default();
     let mut first = true;
     let mut pace = Pace::default();
     loop {
@@ -62,10 +61,10 @@ async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> 
                 Registered { session_id: session.id.clone(), heartbeat_ns: heartbeat_ns.unwrap_or(1_000_000_000) };
             send(session, Kind::Registered(registered)).await?;
         }
-        let now_managers = manager_addresses(&view);
+        let now_managers = dispatcher.managers(&view);
         if now_managers != managers {
             managers = now_managers;
-            send(session, Kind::Managers(ManagerList { addresses: managers.clone() })).await?;
+            send(session, Kind::Managers(ManagerList { addresses: managers.to_vec() })).await?;
         }
         let (put, remove) = part.follow(&view.state);
         if first || !put.is_empty() || !remove.is_empty() {
@@ -104,9 +103,4 @@ async fn send(session: &Session, kind: Kind) -> Result<(), Ended> {
         Ok(Err(_)) => Err(Ended::WorkerGone),
         Err(_) => Err(Ended::TooSlow),
     }
-}
-
-/// Where a worker may open its next session.
-fn manager_addresses(view: &View) -> Vec<String> {
-    view.state.nodes().filter_map(|n| n.manager.as_ref().map(|m| m.address.clone())).collect()
 }
