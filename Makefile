@@ -21,7 +21,7 @@ export LIBSECCOMP_LIB_PATH  := /usr/lib/$(ARCH)-linux-gnu
 
 # Debian and Ubuntu packages.
 BUILD_PACKAGES := ca-certificates curl gcc libc6-dev libseccomp-dev make pkg-config
-TEST_PACKAGES  := busybox-static docker-registry git iproute2 nftables procps strace tcpdump
+TEST_PACKAGES  := busybox-static docker-registry e2fsprogs git iproute2 nftables procps strace tcpdump
 # Another package of Docker would be removed for Debian's.
 TEST_PACKAGES  += $(if $(shell command -v dockerd),,docker.io)
 # What the kernel here lacks is tried on another one, in a virtual machine.
@@ -108,7 +108,7 @@ verify: setup-build ## format, tidy, clippy with warnings as errors, documentati
 
 bench: setup-test build ## measure, side by side with Docker Swarm; the results go to docs/benchmarks.md (root)
 	"$(CARGO)" build --workspace --locked
-	"$(or $(CARGO_TARGET_DIR),target)/debug/peer-bench"
+	unshare --mount "$(or $(CARGO_TARGET_DIR),target)/debug/peer-bench"
 
 install: ## put the built binary, its unit and its completions in place: PREFIX, DESTDIR
 	@[ -x target/skep ] || { echo "there is no target/skep: run \`make build\` first" >&2; exit 1; }

@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::cgroup::{self, Cgroups, Usage};
 use crate::exec::{Exec, ExecSpec};
 use crate::log_reader::LogReader;
+use crate::rootfs::make_skeleton;
 use crate::seccomp;
 use crate::shim::exec::ExecOrder;
 use crate::shim::protocol::{Answer, Request, line};
@@ -48,6 +49,13 @@ pub struct Config {
     pub shim_exe: PathBuf,
     /// Name of the group within every cgroup hierarchy below which everything happens, for example `skep`.
     pub cgroup_parent: String,
+}
+
+impl Config {
+    /// The layer below every image.
+    fn skeleton(&self) -> PathBuf {
+        self.state_dir.join(".skeleton")
+    }
 }
 
 /// Why a container could not be dealt with.
@@ -154,6 +162,8 @@ impl Runtime {
         for directory in [&config.run_dir, &config.state_dir] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io_error("make", directory))?;
         }
+        let skeleton = config.skeleton();
+        make_skeleton(&skeleton).map_err(io_error("make the lowest layer in", &skeleton))?;
         for name in names(&config.state_dir)?.iter().filter(|name| name.starts_with(REMOVING)) {
             let path = config.state_dir.join(name);
             fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;

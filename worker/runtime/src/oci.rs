@@ -23,9 +23,9 @@ pub(crate) struct Facts {
     pub(crate) files: Vec<PreparedFile>,
     /// The kernel limits swap.
     pub(crate) swap_counted: bool,
-    /// What of the version 1 hierarchies the container sees: name below /sys/fs/cgroup, and its group on the host.
-    /// Empty for version 2, whose one hierarchy the library mounts.
-    pub(crate) cgroup_views: Vec<(String, PathBuf)>,
+    /// Where views of the container's groups in the version 1 hierarchies lie, to be shown as /sys/fs/cgroup. `None` for
+    /// version 2, whose one hierarchy the library mounts.
+    pub(crate) cgroup_view: Option<PathBuf>,
     /// `netns` is not the host's, so its parameters are the container's own.
     pub(crate) own_network: bool,
     /// Counters of each processor's throttling, which betray what the neighbours compute.
@@ -69,7 +69,7 @@ const CPU_PERIOD: u64 = 100_000;
 /// The spec, ready to be written as `config.json`.
 pub(crate) fn build(spec: &ContainerSpec, facts: &Facts) -> Value {
     let mut read_only = READ_ONLY.to_vec();
-    if !facts.cgroup_views.is_empty() {
+    if facts.cgroup_view.is_some() {
         read_only.push(CGROUP);
     }
     let masked: Vec<&Path> =
@@ -183,7 +183,7 @@ fn resources(spec: &ContainerSpec, facts: &Facts) -> Value {
         out["memory"] = json!({"limit": bytes});
         let limit = i64::try_from(bytes).unwrap_or(i64::MAX);
         let total = wish.memory_swap.unwrap_or_else(|| limit.saturating_mul(2));
-        match (facts.swap_counted, facts.cgroup_views.is_empty()) {
+        match (facts.swap_counted, facts.cgroup_view.is_none()) {
             (false, _) => {}
             (true, false) => out["memory"]["swap"] = json!(total),
             // Version 2 counts swap alone. Not by the library, which takes "no swap at all" for "nothing to write".
@@ -228,7 +228,7 @@ fn mounts(spec: &ContainerSpec, facts: &Facts) -> Vec<Value> {
     for (target, kind, source, options) in kernel {
         list.push((target.into(), json!({"destination": target, "type": kind, "source": source, "options": options})));
     }
-    list.extend(cgroup_mounts(facts));
+    list.push((CGROUP.into(), cgroup_mount(facts)));
     for file in &facts.files {
         let mut options = vec!["bind", "nosuid", "nodev", "noexec"];
         options.extend(file.read_only.then_some("ro"));
@@ -245,7 +245,7 @@ fn mounts(spec: &ContainerSpec, facts: &Facts) -> Vec<Value> {
                 // Recursive, so that a writable file system below the source can't be written through it.
                 options.extend(read_only.then_some("rro"));
                 // Without version 1's filter, what is no device here can't be used as one.
-                options.extend(facts.cgroup_views.is_empty().then_some("rnodev"));
+                options.extend(facts.cgroup_view.is_none().then_some("rnodev"));
                 json!({"destination": target, "type": "bind", "source": source, "options": options})
             }
             Mount::Tmpfs { size, mode, read_only, .. } => {
@@ -265,27 +265,17 @@ fn mounts(spec: &ContainerSpec, facts: &Facts) -> Vec<Value> {
 ///
 /// For version 1 not the library's `cgroup` mount: it mounts every hierarchy writable, whatever the options say, so that
 /// root in a container could lift its own limits.
-fn cgroup_mounts(facts: &Facts) -> Vec<(PathBuf, Value)> {
-    let options = ["nosuid", "noexec", "nodev", "ro"];
-    if facts.cgroup_views.is_empty() {
-        return vec![(
-            CGROUP.into(),
-            json!({"destination": CGROUP, "type": "cgroup", "source": "cgroup", "options": options}),
-        )];
+fn cgroup_mount(facts: &Facts) -> Value {
+    match &facts.cgroup_view {
+        Some(view) => json!({
+            "destination": CGROUP, "type": "bind", "source": view,
+            "options": ["rbind", "nosuid", "noexec", "nodev", "rro"],
+        }),
+        None => json!({
+            "destination": CGROUP, "type": "cgroup", "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "ro"],
+        }),
     }
-    let own = json!({
-        "destination": CGROUP, "type": "tmpfs", "source": "tmpfs",
-        "options": ["nosuid", "noexec", "nodev", "mode=755", "size=64k"],
-    });
-    let view = |(name, source): &(String, PathBuf)| {
-        let target = Path::new(CGROUP).join(name);
-        let value = json!({
-            "destination": target, "type": "bind", "source": source,
-            "options": ["bind", "nosuid", "noexec", "nodev", "ro"],
-        });
-        (target, value)
-    };
-    std::iter::once((CGROUP.into(), own)).chain(facts.cgroup_views.iter().map(view)).collect()
 }
 
 /// A later mount replaces an earlier one at the same place, and a parent comes before what lies below it.
@@ -322,7 +312,7 @@ mod tests {
             home: "/root".into(),
             files: vec![PreparedFile { source: "/f/hosts".into(), target: "/etc/hosts".into(), read_only: false }],
             swap_counted: true,
-            cgroup_views: vec![("memory".into(), "/sys/fs/cgroup/memory/skep/x".into())],
+            cgroup_view: Some("/run/x/cgroup".into()),
             own_network: true,
             throttle_counters: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".into()],
         }
@@ -356,7 +346,7 @@ mod tests {
 
     #[test]
     fn swap_in_both_versions() {
-        let unified = Facts { cgroup_views: vec![], ..facts() };
+        let unified = Facts { cgroup_view: None, ..facts() };
         for (wished, total, alone) in [
             (None, 16 << 20, "8388608"),
             (Some(8 << 20), 8 << 20, "0"),
@@ -376,7 +366,7 @@ mod tests {
 
     #[test]
     fn every_view_of_the_control_groups_is_read_only() {
-        for facts in [facts(), Facts { cgroup_views: vec![], ..facts() }] {
+        for facts in [facts(), Facts { cgroup_view: None, ..facts() }] {
             let built = build(&spec(), &facts);
             for mount in built["mounts"].as_array().unwrap() {
                 let target = mount["destination"].as_str().unwrap();

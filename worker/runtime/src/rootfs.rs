@@ -9,11 +9,12 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, open, openat, openat2, statat, unlinkat};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 
 /// Why there is no root file system.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,25 @@ pub(crate) enum Error {
 fn io_error(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Error {
     let path = path.into();
     move |errno| Error::Io { what, path, source: errno.into() }
+}
+
+/// What every container needs a place for, whatever its image brings.
+const SKELETON: (&[&str], &[&str]) =
+    (&["dev", "etc", "proc", "sys"], &["etc/hosts", "etc/hostname", "etc/resolv.conf"]);
+
+/// Makes the layer below every image: places to mount on, so that they need not be made in each container's writable
+/// layer, where they cost most of what a start costs the disk. Whatever an image has there instead covers it.
+pub(crate) fn make_skeleton(at: &Path) -> io::Result<()> {
+    for name in [""].iter().chain(SKELETON.0) {
+        let path = at.join(name);
+        fs::DirBuilder::new().recursive(true).create(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    }
+    for name in SKELETON.1 {
+        let file = fs::OpenOptions::new().append(true).create(true).open(at.join(name))?;
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(())
 }
 
 /// Mounts layers (base first) and a writable one at `target`.
@@ -167,6 +187,22 @@ impl Root {
         create_file(parent.as_fd(), name, path)
     }
 
+    /// Mounts a file on a plain one of the container. A link in its place is refused, as is anything but a file.
+    pub(crate) fn mount_file(&self, source: &Path, target: &Path, read_only: bool) -> Result<(), Error> {
+        let place =
+            self.resolve(target, OFlags::PATH | OFlags::NOFOLLOW).map_err(io_error("open in the image", target))?;
+        let stat = rustix::fs::fstat(&place).map_err(io_error("look at", target))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Error::Hostile { path: target.to_owned(), problem: "is not a regular file" });
+        }
+        bind(source, read_only)
+            .and_then(|tree| {
+                let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+                move_mount(&tree, "", &place, "", flags)
+            })
+            .map_err(io_error("mount a file on", target))
+    }
+
     /// Refuses a mount that a link of the image would lead to a kernel file system, or over the whole root.
     ///
     /// What isn't there yet is made by whoever mounts, below what is. What other mounts bring along is not seen here:
@@ -234,6 +270,39 @@ impl Root {
     }
 }
 
+/// A view of a file or directory that is mounted nowhere yet: no devices, no programs, no set-user-id.
+fn bind(source: &Path, read_only: bool) -> Result<OwnedFd, Errno> {
+    let tree = open_tree(
+        rustix::fs::CWD,
+        source,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW,
+    )?;
+    let mut flags = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    if read_only {
+        flags |= libc::MOUNT_ATTR_RDONLY;
+    }
+    let attributes = libc::mount_attr { attr_set: flags, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is empty and ends with a zero; the kernel reads the structure, whose size it is told.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if done == 0 { Ok(tree) } else { Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)) }
+}
+
+/// Mounts a read-only view of a directory of the host at a path that no container can have touched.
+pub(crate) fn mount_view(source: &Path, target: &Path) -> Result<(), Error> {
+    bind(source, true)
+        .and_then(|tree| move_mount(&tree, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
+        .map_err(io_error("show in the container", source))
+}
+
 fn create_file(parent: rustix::fd::BorrowedFd<'_>, name: &OsStr, shown: &Path) -> Result<(), Error> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop).map_err(io_error("make file", shown))
@@ -252,6 +321,22 @@ mod tests {
         fs::write(dir.path().join("outside"), "untouched").unwrap();
         let root = Root::open(&dir.path().join("root")).unwrap();
         (dir, root)
+    }
+
+    #[test]
+    fn the_skeleton_has_places_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("skeleton");
+        for _ in 0..2 {
+            make_skeleton(&at).unwrap();
+        }
+        let root = Root::open(&at).unwrap();
+        root.check_kernel_directories().unwrap();
+        for name in ["etc/hosts", "etc/hostname", "etc/resolv.conf"] {
+            assert_eq!(root.read(name, 10).unwrap().unwrap(), b"", "{name}");
+            assert_eq!(fs::metadata(at.join(name)).unwrap().permissions().mode() & 0o777, 0o644, "{name}");
+        }
+        assert_eq!(fs::metadata(&at).unwrap().permissions().mode() & 0o777, 0o755);
     }
 
     #[test]

@@ -119,8 +119,9 @@ impl Inner {
     }
 
     /// Starts the supervisor and waits for its first answer.
-    fn give_birth(&self, spec: ContainerSpec, dirs: &Dirs) -> Result<()> {
+    fn give_birth(&self, mut spec: ContainerSpec, dirs: &Dirs) -> Result<()> {
         let id = spec.id.clone();
+        spec.layers.insert(0, self.config.skeleton());
         let started = Instant::now();
         let rights = self.rights(&spec)?;
         let order = Order::new(dirs.run.clone(), dirs.state.clone(), self.cgroup_parent.clone(), spec, rights);

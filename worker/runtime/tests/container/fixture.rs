@@ -124,9 +124,11 @@ impl Fixture {
                     .into_iter()
                     .flatten()
                     .flatten()
+                    .filter(|entry| entry.file_name() != SKELETON)
                     .map(|entry| format!("file {}", entry.path().display())),
             );
         }
+        out.extend(written_below(&self.config.state_dir.join(SKELETON)));
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let line = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
             if line.contains("shim\0") && line.contains(parent.as_str()) {
@@ -135,6 +137,22 @@ impl Fixture {
         }
         out
     }
+}
+
+/// The runtime's own layer below every image, which no container may leave anything in.
+const SKELETON: &str = ".skeleton";
+
+/// Files that have a content.
+fn written_below(directory: &Path) -> Vec<String> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        match entry.metadata() {
+            Ok(found) if found.is_dir() => out.extend(written_below(&entry.path())),
+            Ok(found) if found.is_file() && found.len() == 0 => {}
+            other => out.push(format!("in the skeleton {}: {other:?}", entry.path().display())),
+        }
+    }
+    out
 }
 
 impl Drop for Fixture {
