@@ -16,7 +16,7 @@ use crate::fixture::BINARY;
 use initramfs::Tree;
 use machine::{Kernel, Machine};
 
-/// One machine at a time: each takes two processors and a gigabyte.
+/// One machine at a time: each takes a processor and a gigabyte.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Version 2 alone, as on every current distribution.
@@ -35,6 +35,23 @@ const HYBRID: &str = "
     mkdir /sys/fs/cgroup/systemd /sys/fs/cgroup/unified
     mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd
     mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup/unified";
+
+/// Shortly before the tests' time is over: who waits for what, the memory, the groups, the processors. A machine that is
+/// too far gone to tell this is asked from outside.
+const WATCH: &str = "
+(
+    sleep 185
+    echo 'machine: the time is nearly over'
+    cat /proc/loadavg /proc/meminfo
+    ps -o pid,ppid,stat,time,args
+    for task in /proc/[0-9]*; do echo $task $(cat $task/comm); cat $task/stack; done
+    find /sys/fs/cgroup -path '*skep-rt-*' -type f | grep -E '(procs|events|state|stat)$' | while read file; do
+        echo $file: $(cat $file)
+    done
+    dmesg -n 8
+    for key in l m w q; do echo $key > /proc/sysrq-trigger; done
+) &
+";
 
 /// What must have been run, and passed, for the machine to have proven anything.
 const PROOF: &[&str] = &[
@@ -76,7 +93,7 @@ fn run(what: &str, layout: &str, kernel_words: &str, filter: &str) -> Result<()>
     tree.program(BINARY.as_ref())?;
     tree.modules(&kernel)?;
     tree.inside(&format!(
-        "mkdir -p /sys/fs/cgroup\n{layout}\n\
+        "mkdir -p /sys/fs/cgroup\n{layout}\n{WATCH}\
          if [ \"$lacks\" ]; then echo \"machine: lacks$lacks\"; else\n\
          timeout 200 {} --test-threads 4 --show-output {filter}\n\
          echo \"machine: tests ended with $?\"\n\
