@@ -1,11 +1,12 @@
 //! The wire format: what nodes say to each other and what the log holds.
 //!
 //! The messages are generated from `proto/`; beside them stand the rules that belong to a single value: the order of
-//! task states, ids, times, placeholders in texts. Nothing here knows how a message is stored or sent.
+//! task states, ids, times, sizes, placeholders in texts. Nothing here knows how a message is stored or sent.
 #![forbid(unsafe_code)]
 
 pub mod id;
 pub mod pace;
+pub mod size;
 pub mod task_state;
 pub mod template;
 pub mod time;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use skep_image::{Image, Store};
 use skep_netdrv::{Driver, SandboxState};
+use skep_proto::size;
 use skep_proto::template::{self, Field};
 use skep_proto::v1::{MountType, NodeDescription, Task, TaskAssignment};
 use skep_runtime::{ContainerSpec, InjectedFile, LogOptions, Mount, Resources, Runtime, Seccomp, State, Ulimit};
@@ -343,7 +344,7 @@ fn ulimit(limit: &skep_proto::v1::Ulimit) -> Ulimit {
 fn log_options(task: &TaskAssignment) -> LogOptions {
     let mut options = LogOptions::default();
     let Some(driver) = task.spec.as_ref().and_then(|s| s.log_driver.as_ref()) else { return options };
-    if let Some(size) = driver.options.get("max-size").and_then(|t| parse_size(t)) {
+    if let Some(size) = driver.options.get("max-size").and_then(|t| size::parse(t)) {
         options.max_size = size.max(4096);
     }
     if let Some(files) = driver.options.get("max-file").and_then(|t| t.parse().ok()) {
@@ -352,31 +353,9 @@ fn log_options(task: &TaskAssignment) -> LogOptions {
     options
 }
 
-fn parse_size(text: &str) -> Option<u64> {
-    let lower = text.to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match lower[digits.len()..].trim_end_matches('b') {
-        "" => 1,
-        "k" => 1 << 10,
-        "m" => 1 << 20,
-        "g" => 1 << 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_as_people_write_them() {
-        for (text, bytes) in
-            [("10m", Some(10 << 20)), ("4096", Some(4096)), ("1GB", Some(1 << 30)), ("x", None), ("5q", None)]
-        {
-            assert_eq!(parse_size(text), bytes, "{text}");
-        }
-    }
 
     #[test]
     fn placeholders_name_the_task_and_its_node() {

@@ -1,6 +1,7 @@
 //! A service's spec: new, or replacing an older one.
 
 use prost::Message;
+use skep_proto::size;
 use skep_proto::v1::{
     Driver, FailureAction, ObjectKind, Placement, Replicated, Service, ServiceSpec, TaskSpec, UpdateConfig,
     service_spec::Mode,
@@ -12,6 +13,8 @@ use crate::constraint::{Constraint, is_spread};
 
 /// Replicas of one service at most.
 const REPLICAS: u64 = 1_000_000;
+/// Bytes of one log file at least, as the runtime has it.
+const LOG_FILE_BYTES: u64 = 4096;
 /// Largest encoded spec: the log stores it together with the previous one.
 const SPEC_BYTES: usize = 300 * 1024;
 
@@ -146,7 +149,9 @@ fn check_log_driver(driver: &Driver) -> Result<(), Error> {
         let why = format!("`{}` is not supported: use json-file, or leave it out", driver.name);
         return Err(invalid(format!("{FIELD}.Name"), why));
     }
-    if let Some(size) = driver.options.get("max-size").filter(|size| !is_size(size)) {
+    if let Some(size) =
+        driver.options.get("max-size").filter(|size| size::parse(size).is_none_or(|bytes| bytes < LOG_FILE_BYTES))
+    {
         let why = format!("max-size `{size}` is no size: write it like 10m, 4k at least");
         return Err(invalid(format!("{FIELD}.Options"), why));
     }
@@ -157,20 +162,6 @@ fn check_log_driver(driver: &Driver) -> Result<(), Error> {
         }
         None => Ok(()),
     }
-}
-
-/// `10m`, `4096`, `1GB`: 4 KiB at least.
-fn is_size(text: &str) -> bool {
-    let lower = text.to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match lower[digits.len()..].trim_end_matches('b') {
-        "" => 1,
-        "k" => 1 << 10,
-        "m" => 1 << 20,
-        "g" => 1_u64 << 30,
-        _ => return false,
-    };
-    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).is_some_and(|n| n >= 4096)
 }
 
 fn check_update(field: &str, config: &UpdateConfig) -> Result<(), Error> {
