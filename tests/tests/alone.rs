@@ -40,6 +40,11 @@ fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_
     eventually("an answer without managers", || cluster.lab.ask(OUTSIDE, address, REQUEST))?;
     let actions = cluster.skep("n2", &["events", "--since", "0", "--until", &now()?, "--format", "{{.Action}}"])?;
     assert_eq!(actions.lines().filter(|action| *action == "start").count(), 2, "{actions}");
+    let id = cluster.skep("n2", &["container", "ls", "--quiet"])?;
+    let count = cluster.skep("n2", &["container", "inspect", "--format", "{{.RestartCount}}", id.trim()])?;
+    assert_eq!(count.trim(), "1");
+    let log = cluster.skep("n2", &["container", "logs", id.trim()])?;
+    assert_eq!(log.lines().filter(|line| line.starts_with("listening on")).count(), 2, "a run's log is lost: {log}");
 
     cluster.lab.restart("n1")?;
     eventually("the same task, and what happened to it", || {

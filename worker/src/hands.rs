@@ -147,6 +147,7 @@ impl Hands for NodeHands {
             self.sandbox_opened(task_id);
         }
         facts.image = facts.container != Container::Absent;
+        facts.restarts = self.runtime.inspect(&container::id_of(task_id)).await.map_or(0, |record| record.restarts);
         (facts, pid)
     }
 
@@ -189,6 +190,11 @@ impl Hands for NodeHands {
             self.resolved.write().unwrap_or_else(PoisonError::into_inner).remove(&own.id);
         }
         made
+    }
+
+    async fn renew(&self, task: &TaskAssignment) -> Result<(), Failure> {
+        let spec = self.spec(task).await?;
+        timed("creating the container again", self.runtime.renew(&spec)).await
     }
 
     async fn start(&self, task_id: &str) -> Result<i32, Failure> {

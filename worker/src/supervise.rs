@@ -55,6 +55,8 @@ pub(crate) trait Hands: Send + Sync + 'static {
     fn stop(&self, task: &TaskAssignment) -> impl Future<Output = Result<Exit, Failure>> + Send;
     /// The network namespace is gone.
     fn close_sandbox(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// The container is made anew in place of the one that ended; what that one printed stays.
+    fn renew(&self, task: &TaskAssignment) -> impl Future<Output = Result<(), Failure>> + Send;
     /// The container is gone.
     fn remove(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
     /// Tasks of which something is left on this node.
@@ -314,9 +316,13 @@ impl<H: Hands> Supervisor<'_, H> {
                 hands.close_sandbox(self.id).await?;
                 facts.sandbox = Sandbox::Closed;
             }
+            Command::RenewContainer => {
+                hands.renew(task).await?;
+                facts.renewed();
+            }
             Command::RemoveContainer => {
                 hands.remove(self.id).await?;
-                facts.removed();
+                facts.container = Container::Absent;
                 self.tell(task, ContainerAction::Destroy);
             }
             Command::Rest | Command::Forget => {}

@@ -368,6 +368,8 @@ pub struct Container {
     pub started_ns: i64,
     /// When it ended.
     pub finished_ns: i64,
+    /// How often it was started again on its node, while no manager was there.
+    pub restarts: u64,
     /// State.
     pub state: ContainerState,
     /// Exit code, when it ended.

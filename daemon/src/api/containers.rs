@@ -199,7 +199,7 @@ fn full(container: &Container) -> Value {
             "StartedAt": clock::rfc3339(container.started_ns), "FinishedAt": clock::rfc3339(container.finished_ns),
         },
         "Image": container.image_id, "ResolvConfPath": "", "HostnamePath": "", "HostsPath": "", "LogPath": "",
-        "Name": format!("/{}", container.name), "RestartCount": 0, "Driver": "overlay2", "Platform": "linux",
+        "Name": format!("/{}", container.name), "RestartCount": container.restarts, "Driver": "overlay2", "Platform": "linux",
         "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "", "ExecIDs": null,
         "HostConfig": {
             "Binds": null, "ContainerIDFile": "", "LogConfig": { "Type": "json-file", "Config": {} },

@@ -97,6 +97,7 @@ impl ContainersFacility {
             image_id: self.node.image_id(&spec.image).await,
             command: made.args,
             created_ns: nanoseconds(record.created_at),
+            restarts: record.restarts,
             labels: record.labels.into_iter().filter(|(name, _)| name != IMAGE_LABEL).collect(),
             env: made.env,
             user: made.user,

@@ -199,6 +199,21 @@ impl Runtime {
         .await
     }
 
+    /// Makes an ended container anew: its writable layer begins empty, its log goes on, and its record counts one restart
+    /// more. Like one of [`Runtime::create`] it then waits for [`Runtime::start`].
+    ///
+    /// After an error the container has exited with 255, and the same reason; its log stays.
+    pub async fn renew(&self, spec: &ContainerSpec) -> Result<()> {
+        spec.validate()?;
+        let busy = self.reserve(&spec.id)?;
+        let spec = spec.clone();
+        self.blocking(move |inner| {
+            let _busy = busy;
+            inner.renew(spec)
+        })
+        .await
+    }
+
     /// Starts the program of a created container; running already is fine.
     ///
     /// An error says that the program can't be run (not found, not executable, wrong architecture); the container has

@@ -44,6 +44,9 @@ pub struct Record {
     /// When it was made.
     #[serde(with = "time")]
     pub created_at: Timestamp,
+    /// How often it was made anew after it had ended.
+    #[serde(default)]
+    pub restarts: u64,
     /// The caller's labels.
     pub labels: Vec<(String, String)>,
     /// What asks its program to end.

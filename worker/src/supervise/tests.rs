@@ -14,6 +14,7 @@ use super::*;
 struct Fake {
     exits: Notify,
     found: Facts,
+    renews_badly: bool,
     done: Mutex<Vec<&'static str>>,
 }
 
@@ -61,6 +62,13 @@ impl Hands for Fake {
     }
     async fn close_sandbox(&self, _: &str) -> Result<(), Failure> {
         self.note("close");
+        Ok(())
+    }
+    async fn renew(&self, _: &TaskAssignment) -> Result<(), Failure> {
+        self.note("renew");
+        if self.renews_badly {
+            return Err(Failure { message: "the disk is full".to_owned(), rejected: false });
+        }
         Ok(())
     }
     async fn remove(&self, _: &str) -> Result<(), Failure> {
@@ -120,7 +128,7 @@ impl World {
                 news.changed().await.unwrap();
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), there).await.unwrap_or_else(|_| panic!("never {state:?}"));
+        tokio::time::timeout(Duration::from_secs(30), there).await.unwrap_or_else(|_| panic!("never {state:?}"));
     }
 
     async fn gone(&self) {
@@ -181,11 +189,25 @@ async fn without_a_manager_a_container_is_started_again_as_the_same_task() {
     };
     tokio::time::timeout(Duration::from_secs(30), again).await.expect("it was not started again");
     let done = world.hands.done.lock().unwrap().clone();
-    assert_eq!(done[4..], ["start", "wait", "remove", "create", "start"], "the sandbox stays");
+    assert_eq!(done[4..], ["start", "wait", "renew", "start"], "the sandbox stays");
+    assert_eq!(world.told()[2..], [Oom, Die { exit_code: 137 }, Start], "it is the same container");
     // With a manager that can replace the task, its end is reported.
     world.connected.send_replace(Some("manager".to_owned()));
     world.hands.exits.notify_one();
     world.reach(TaskState::Failed).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_can_not_be_made_anew_has_failed_for_that_reason() {
+    let world = World::new(Fake { renews_badly: true, ..Fake::default() });
+    world.want(Some(TaskState::Running));
+    world.reach(TaskState::Running).await;
+    world.connected.send_replace(None);
+    world.hands.exits.notify_one();
+    world.reach(TaskState::Failed).await;
+    assert_eq!(world.statuses.get("t").map(|s| s.error), Some("the disk is full".to_owned()));
+    let done = world.hands.done.lock().unwrap().clone();
+    assert_eq!(done[4..], ["start", "wait", "renew", "close"], "its log stays");
 }
 
 #[tokio::test(start_paused = true)]

@@ -135,12 +135,11 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The container is removed; if that was for a restart, the restart begins.
-    pub fn removed(&mut self) {
-        self.container = Container::Absent;
-        if std::mem::take(&mut self.rested) {
-            self.restarts += 1;
-        }
+    /// The container is made anew in place of the one that ended.
+    pub fn renewed(&mut self) {
+        self.container = Container::Created;
+        self.rested = false;
+        self.restarts += 1;
     }
 
     /// The process has ended.
@@ -167,6 +166,8 @@ pub enum Command {
     AwaitExit,
     /// Wait for the pause before a restart, or until a manager is there to decide.
     AwaitRestart,
+    /// Make the container anew in place of the one that ended; what that one printed stays.
+    RenewContainer,
     /// Ask the process to stop; kill it after the grace period; wait until it has ended.
     StopContainer,
     /// Take the network namespace away.
@@ -210,7 +211,7 @@ fn straight(desired: Desired, facts: &Facts) -> Next {
     }
     match &facts.container {
         Container::Exited(exit) if restarts_here(desired, facts, exit) => {
-            say(TaskState::Running, if facts.rested { Command::RemoveContainer } else { Command::AwaitRestart })
+            say(TaskState::Running, if facts.rested { Command::RenewContainer } else { Command::AwaitRestart })
         }
         Container::Exited(exit) => match facts.sandbox {
             Sandbox::Open | Sandbox::Attached => say(TaskState::Running, Command::CloseSandbox),

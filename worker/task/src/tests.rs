@@ -78,7 +78,7 @@ fn without_managers_the_node_follows_the_restart_policy_itself() {
         // The managers are there: they replace the task.
         ((Restart::Always, 1, false, 0, false), Command::CloseSandbox),
         ((Restart::Always, 1, true, 0, false), Command::AwaitRestart),
-        ((Restart::Always, 0, true, 0, true), Command::RemoveContainer),
+        ((Restart::Always, 0, true, 0, true), Command::RenewContainer),
         ((Restart::OnFailure, 0, true, 0, false), Command::CloseSandbox),
         ((Restart::OnFailure, 1, true, 2, false), Command::AwaitRestart),
         ((Restart::OnFailure, 1, true, 3, false), Command::CloseSandbox),
@@ -92,10 +92,10 @@ fn without_managers_the_node_follows_the_restart_policy_itself() {
     }
     let mut again = facts(true, Sandbox::Attached, Container::Exited(Exit { code: 1, oom_killed: false }));
     again.rested = true;
-    again.removed();
-    assert_eq!(again.restarts, 1);
+    again.renewed();
+    assert_eq!((again.restarts, again.rested), (1, false));
     let said = next(Desired::Running, &again);
-    assert_eq!(said, Next { state: TaskState::Running, command: Command::CreateContainer }, "the same sandbox is used");
+    assert_eq!(said, Next { state: TaskState::Running, command: Command::StartContainer }, "the same sandbox is used");
 }
 
 #[test]
@@ -116,6 +116,7 @@ fn carry_out(command: Command, facts: &mut Facts, fails: bool) {
                 | Command::AwaitNetworks
                 | Command::CreateContainer
                 | Command::StartContainer
+                | Command::RenewContainer
         )
     {
         facts.failure = Some(Failure { message: "it failed".into(), rejected: false });
@@ -134,7 +135,8 @@ fn carry_out(command: Command, facts: &mut Facts, fails: bool) {
             facts.exited(Exit { code: 143, oom_killed: false });
         }
         Command::CloseSandbox => facts.sandbox = Sandbox::Closed,
-        Command::RemoveContainer => facts.removed(),
+        Command::RenewContainer => facts.renewed(),
+        Command::RemoveContainer => facts.container = Container::Absent,
         Command::Rest | Command::Forget => {}
     }
 }

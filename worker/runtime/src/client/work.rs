@@ -77,24 +77,70 @@ impl Inner {
     }
 
     fn prepare(&self, spec: &ContainerSpec, dirs: &Dirs) -> Result<()> {
-        for (directory, mode) in [
-            (dirs.run.clone(), 0o700),
-            (dirs.state.clone(), 0o700),
-            // The root directory of the container.
-            (dirs.state.join("upper"), 0o755),
-            (dirs.state.join("work"), 0o700),
-        ] {
-            fs::DirBuilder::new().mode(mode).create(&directory).map_err(io_error("make", &directory))?;
+        for directory in [&dirs.run, &dirs.state] {
+            fs::DirBuilder::new().mode(0o700).create(directory).map_err(io_error("make", directory))?;
         }
+        make_layer(dirs)?;
+        self.record(spec, dirs, Timestamp::now(), 0)
+    }
+
+    fn record(&self, spec: &ContainerSpec, dirs: &Dirs, created_at: Timestamp, restarts: u64) -> Result<()> {
         let record = Record {
             id: spec.id.clone(),
-            created_at: Timestamp::now(),
+            created_at,
+            restarts,
             labels: spec.labels.clone(),
             stop_signal: spec.stop_signal(),
             cgroup: self.cgroup_parent.join(&spec.id),
             spec: spec.clone(),
         };
         write_atomic(&dirs.record(), &record).map_err(io_error("write", &dirs.record()))
+    }
+
+    /// Every step can be cut short by a crash: until the last one the container counts as the ended one that it was, and
+    /// then as one that was lost while it was made.
+    pub(super) fn renew(&self, spec: ContainerSpec) -> Result<()> {
+        let id = spec.id.clone();
+        let dirs = self.dirs(&id);
+        let exit = match self.look(&id, &dirs)? {
+            Look::Missing => return Err(Error::NotFound(id)),
+            Look::Alive => return Err(Error::Exists(id)),
+            Look::Exited(exit) => exit,
+        };
+        let Some(record) = read::<Record>(&dirs.record()).map_err(io_error("read", &dirs.record()))? else {
+            return Err(Error::NotFound(id));
+        };
+        // Its supervisor may have found the disk full and left the note in the other directory, which goes now.
+        if !dirs.exit().exists() {
+            write_atomic(&dirs.exit(), &exit).map_err(io_error("write", &dirs.exit()))?;
+        }
+        self.end(&id, &dirs)?;
+        for path in [dirs.run.clone(), dirs.state.join("upper"), dirs.state.join("work")] {
+            remove_all(&path)?;
+        }
+        fs::DirBuilder::new().mode(0o700).create(&dirs.run).map_err(io_error("make", &dirs.run))?;
+        make_layer(&dirs)?;
+        self.record(&spec, &dirs, record.created_at, record.restarts.saturating_add(1))?;
+        fs::remove_file(dirs.exit()).map_err(io_error("remove", &dirs.exit()))?;
+        self.give_birth(spec, &dirs).inspect_err(|error| {
+            if let Err(error) = self.stillborn(&id, &dirs, &error.to_string()) {
+                tracing::warn!(container.id = id, error = %error, "what is left of it could not be taken down");
+            }
+        })
+    }
+
+    /// Takes down what a failed birth left, and says so where its logs are.
+    fn stillborn(&self, id: &str, dirs: &Dirs, why: &str) -> Result<()> {
+        self.end(id, dirs)?;
+        let exit = Exit {
+            code: 255,
+            signal: None,
+            oom_killed: false,
+            started_at: None,
+            finished_at: Timestamp::now(),
+            error: Some(why.to_owned()),
+        };
+        write_atomic(&dirs.exit(), &exit).map_err(io_error("write", &dirs.exit()))
     }
 
     /// What a container's programs may do.
@@ -209,6 +255,23 @@ impl Inner {
 
     pub(super) fn remove(&self, id: &str) -> Result<()> {
         let dirs = self.dirs(id);
+        self.end(id, &dirs)?;
+        // Out of the list at one stroke, before the slow part.
+        let doomed = self.config.state_dir.join(format!("{REMOVING}{id}"));
+        match fs::rename(&dirs.state, &doomed) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("remove", &dirs.state)(error)),
+        }
+        for path in [&dirs.run, &doomed] {
+            remove_all(path)?;
+        }
+        self.cgroups.remove_parent_if_empty(&self.cgroup_parent);
+        Ok(())
+    }
+
+    /// Kills what lives of a container, and takes away its cgroups and mounts.
+    fn end(&self, id: &str, dirs: &Dirs) -> Result<()> {
         let cgroup = self.cgroup_parent.join(id);
         let deadline = Instant::now() + DYING;
         // Process 1 first: its end ends everything in its namespace, and the supervisor, which then tidies up itself.
@@ -228,22 +291,25 @@ impl Inner {
         for name in ["rootfs", "files"] {
             let _ = unmount(dirs.run.join(name), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         }
-        // Out of the list at one stroke, before the slow part.
-        let doomed = self.config.state_dir.join(format!("{REMOVING}{id}"));
-        match fs::rename(&dirs.state, &doomed) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io_error("remove", &dirs.state)(error)),
-        }
-        for path in [&dirs.run, &doomed] {
-            match fs::remove_dir_all(path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(io_error("remove", path)(error)),
-            }
-        }
-        self.cgroups.remove_parent_if_empty(&self.cgroup_parent);
         Ok(())
+    }
+}
+
+/// The directories of a container's own layer.
+fn make_layer(dirs: &Dirs) -> Result<()> {
+    // "upper" is the root directory of the container.
+    for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
+        let directory = dirs.state.join(name);
+        fs::DirBuilder::new().mode(mode).create(&directory).map_err(io_error("make", &directory))?;
+    }
+    Ok(())
+}
+
+/// A directory with everything in it; fine when it isn't there.
+fn remove_all(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -58,12 +58,28 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Opens the first file.
+    /// Opens the first file, or goes on where an earlier run of the container stopped.
     pub(crate) fn new(directory: PathBuf, options: LogOptions) -> io::Result<Self> {
         fs::create_dir_all(&directory)?;
-        let mut writer = LogWriter { directory, options, file: None, number: 0, size: 0, dropped: 0 };
-        writer.rotate()?;
+        let number = numbers(&directory)?.last().copied().unwrap_or(0);
+        let mut writer = LogWriter { directory, options, file: None, number, size: 0, dropped: 0 };
+        if number == 0 || !writer.go_on()? {
+            writer.rotate()?;
+        }
         Ok(writer)
+    }
+
+    /// Opens the newest file again, unless its last record is torn: the next one would stick to it.
+    fn go_on(&mut self) -> io::Result<bool> {
+        let path = self.directory.join(file_name(self.number));
+        let file = OpenOptions::new().read(true).append(true).open(path)?;
+        self.size = file.metadata()?.len();
+        let mut last = [b'\n'];
+        if let Some(at) = self.size.checked_sub(1) {
+            file.read_exact_at(&mut last, at)?;
+        }
+        self.file = Some(file);
+        Ok(last == [b'\n'])
     }
 
     /// Writes the lines of `records` (text, and whether the line ends here), all of one stream and time.
@@ -209,6 +225,35 @@ mod tests {
         assert_eq!(texts[..4], ["one\n", "two\n", "\n", "\u{fffd}\"\n"]);
         assert_eq!(texts[4].len(), MAX_LINE - 1, "the character is not torn");
         assert_eq!(texts[5], "érest");
+    }
+
+    #[test]
+    fn the_next_run_goes_on_behind_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let log_dir = dir.path().join("log");
+        let options = LogOptions { max_size: 4096, max_files: 2 };
+        let run = |text: &str| {
+            let mut log = LogWriter::new(log_dir.clone(), options.clone()).unwrap();
+            Lines::new("stdout").push(text.as_bytes(), Timestamp::now(), &mut log);
+        };
+        run("first\n");
+        run("second\n");
+        assert_eq!(numbers(&log_dir).unwrap(), [1], "short runs share a file");
+        // As a crash leaves it.
+        let mut file = OpenOptions::new().append(true).open(log_dir.join(file_name(1))).unwrap();
+        file.write_all(b"{\"log\":\"tor").unwrap();
+        run("third\n");
+        let read = |number| fs::read_to_string(log_dir.join(file_name(number))).unwrap();
+        assert!(read(1).contains("first") && read(1).contains("second") && read(2).contains("third"));
+        for n in 0..200 {
+            run(&format!("run {n}\n"));
+        }
+        let files = numbers(&log_dir).unwrap();
+        assert_eq!(files.len(), 2, "as bounded as one run");
+        for number in files {
+            assert!(fs::metadata(log_dir.join(file_name(number))).unwrap().len() <= 4096);
+        }
+        assert_eq!(all(&log_dir).last().unwrap()["log"], "run 199\n");
     }
 
     #[test]

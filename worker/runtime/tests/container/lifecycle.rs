@@ -44,6 +44,38 @@ async fn a_whole_life() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_ended_one_is_made_anew_and_what_it_printed_stays() -> Result<()> {
+    let fixture = Fixture::new()?;
+    let runtime = &fixture.runtime;
+    let spec = fixture.shell("again", "test -e /left && echo dirty; touch /left; echo run; exit 5");
+    assert!(matches!(runtime.renew(&spec).await, Err(Error::NotFound(_))));
+    runtime.create(&spec).await?;
+    assert!(matches!(runtime.renew(&spec).await, Err(Error::Exists(_))), "it has not ended");
+    let created = runtime.inspect("again").await?.created_at;
+    for restarts in 1..=2 {
+        runtime.start("again").await?;
+        assert_eq!(tokio::time::timeout(PATIENCE, runtime.wait("again")).await??.code, 5);
+        runtime.renew(&spec).await?;
+        assert_eq!(runtime.state("again").await?, State::Created);
+        let record = runtime.inspect("again").await?;
+        assert_eq!((record.restarts, record.created_at), (restarts, created));
+    }
+    assert_eq!(fixture.lines("again").await?, ["run", "run"], "every run's lines, and a fresh layer each");
+    runtime.start("again").await?;
+    tokio::time::timeout(PATIENCE, runtime.wait("again")).await??;
+    // What can't be made is over, and its log still there.
+    let mut broken = spec.clone();
+    broken.layers = vec!["/nonexistent".into()];
+    assert!(matches!(runtime.renew(&broken).await, Err(Error::Failed { .. })));
+    let State::Exited(exit) = runtime.state("again").await? else { anyhow::bail!("it has not ended") };
+    assert!(exit.code == 255 && exit.error.is_some_and(|error| error.contains("layer")), "no reason");
+    assert_eq!(fixture.lines("again").await?, ["run", "run", "run"]);
+    runtime.remove("again").await?;
+    assert_eq!(fixture.traces(), Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test]
 async fn signals_and_grace() -> Result<()> {
     let fixture = Fixture::new()?;
     let runtime = &fixture.runtime;
