@@ -6,7 +6,7 @@ mod server;
 
 use serde_json::{Value, json};
 use server::{DEADLINE, Server, service};
-use skep_daemon::api::backend::{Event, LocalEvents};
+use skep_daemon::api::backend::{ContainerState, Event, LocalEvents};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -219,6 +219,13 @@ async fn nodes_networks_secrets_and_configs() {
 
     let created = server.call("POST", "/networks/create", Some(json!({ "Name": "back", "Driver": "overlay" }))).await;
     assert_eq!(created.status, 201);
+    let id = created.json()["Id"].as_str().unwrap().to_owned();
+    for (name, state) in [("up", ContainerState::Running), ("over", ContainerState::Exited)] {
+        server.fake.add_container_on(&id, name, state);
+    }
+    let on_it = server.get("/networks/back").await.json()["Containers"].clone();
+    let names: Vec<_> = on_it.as_object().unwrap().values().map(|entry| entry["Name"].clone()).collect();
+    assert_eq!(names, ["up"], "an ended container is on no network");
     assert_eq!(server.get("/networks/back?scope=swarm").await.json()["Scope"], json!("swarm"));
     assert_eq!(server.get("/networks/host").await.json()["Driver"], json!("host"));
     assert_eq!(server.get("/networks/host?scope=swarm").await.status, 404);

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use skep_proto::v1;
 use tonic::Code;
 
-use super::backend::Control;
+use super::backend::{ContainerState, Control};
 use super::body::JsonBody;
 use super::convert::network::{LocalNetwork, network_out, request_in};
 use super::filters::Filters;
@@ -122,10 +122,11 @@ async fn inspect(
     Ok(Json(out))
 }
 
-/// This node's containers on the network.
+/// This node's running containers on the network: an ended one has given its address back.
 async fn containers(api: &Api, network_id: &str) -> Result<Value, ApiError> {
     let mut found = Map::new();
-    for container in api.backend.containers.list().await? {
+    let listed = api.backend.containers.list().await?;
+    for container in listed.into_iter().filter(|container| container.state == ContainerState::Running) {
         for network in container.networks.iter().filter(|n| n.id == network_id) {
             let entry = json!({
                 "Name": container.name, "EndpointID": container.id, "MacAddress": network.mac,

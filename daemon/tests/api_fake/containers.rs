@@ -7,6 +7,14 @@ use skep_proto::v1;
 use super::{Fake, SECOND, now_ns};
 
 impl Fake {
+    /// Adds a container on a network.
+    pub(crate) fn add_container_on(&self, network_id: &str, name: &str, state: ContainerState) {
+        let id = format!("{name:x>64}");
+        let network = ContainerNetwork { id: network_id.to_owned(), ..ContainerNetwork::default() };
+        let networks = vec![network];
+        self.state().containers.push(Container { id, name: name.to_owned(), state, networks, ..Container::default() });
+    }
+
     /// Adds a running container.
     pub(crate) fn add_container(&self, name: &str) {
         self.state().containers.push(Container {
