@@ -388,7 +388,7 @@ impl Node {
         let Some(member) = self.member() else {
             return match broken {
                 Some(error) => SwarmFacts { state: SwarmState::Error, error, ..SwarmFacts::default() },
-                None => SwarmFacts::default(),
+                None => on_its_way(&self.config.data_dir),
             };
         };
         let membership = member.membership();
@@ -422,6 +422,22 @@ impl Node {
     }
 }
 
+/// A node without a member: on its way into the swarm that its disk remembers, or in none.
+fn on_its_way(data_dir: &std::path::Path) -> SwarmFacts {
+    let Ok(Some(membership)) = membership::load(data_dir) else { return SwarmFacts::default() };
+    SwarmFacts {
+        state: SwarmState::Pending,
+        node_id: Identity::load(&data_dir.join("identity"), &Clock::default())
+            .ok()
+            .flatten()
+            .map(|identity| identity.subject.node_id)
+            .unwrap_or_default(),
+        node_address: membership.addresses.advertise.ip().to_string(),
+        managers: membership.managers.into_iter().map(|address| (String::new(), address)).collect(),
+        ..SwarmFacts::default()
+    }
+}
+
 fn leave_warning(others: usize) -> String {
     let start = "You are attempting to leave the swarm on a node that is participating as a manager. ";
     let rest = match others {
@@ -452,5 +468,30 @@ fn engine_id(data_dir: &std::path::Path) -> Result<String> {
             std::fs::write(&path, &id).with_context(|| format!("{} can't be written", path.display()))?;
             Ok(id)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_has_just_started_is_on_its_way_into_the_swarm_that_it_remembers() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        assert_eq!(on_its_way(dir.path()).state, SwarmState::Inactive);
+        let addresses = Addresses {
+            listen: "0.0.0.0:2377".parse()?,
+            advertise: "10.0.0.1:2377".parse()?,
+            data_path: "10.0.0.1".parse()?,
+        };
+        let managers = vec!["10.0.0.2:2377".to_owned()];
+        let membership = Membership { addresses, raft_id: 7, former_raft_ids: Vec::new(), forcing: false, managers };
+        membership::save(dir.path(), &membership)?;
+        let facts = on_its_way(dir.path());
+        assert_eq!((facts.state, facts.node_address.as_str()), (SwarmState::Pending, "10.0.0.1"));
+        assert_eq!(facts.managers, [(String::new(), "10.0.0.2:2377".to_owned())]);
+        membership::forget(dir.path())?;
+        assert_eq!(on_its_way(dir.path()).state, SwarmState::Inactive);
+        Ok(())
     }
 }
