@@ -1,4 +1,4 @@
-//! Which nodes are alive: down after three missed heartbeats, ready again once heard of.
+//! Which nodes are alive: down after three missed heartbeats, or when they never connected; ready again once heard of.
 
 use skep_proto::v1::{Node, NodeChange, NodeState, NodeStatus, Task};
 use skep_state::State;
@@ -9,8 +9,11 @@ use crate::draft::{Draft, updated_ns};
 
 /// Heartbeats that a node may miss.
 const MISSED: i64 = 3;
+/// Nanoseconds that a node may take from its certificate to its first session: it starts a manager in between, or its
+/// data plane. One that needs longer is ready as soon as it is there.
+const ARRIVAL: i64 = 15_000_000_000;
 
-/// Moves nodes between READY and DOWN.
+/// Moves nodes between READY and DOWN, and those that left before they arrived from UNKNOWN to DOWN.
 pub(crate) fn judge(draft: &mut Draft<'_>, inputs: &Inputs) {
     let patience = defaults::heartbeat_ns(&draft.state).saturating_mul(MISSED);
     let view = draft.state.clone();
@@ -26,12 +29,18 @@ pub(crate) fn judge(draft: &mut Draft<'_>, inputs: &Inputs) {
             NodeState::Ready | NodeState::Disconnected => {
                 draft.wake_at(draft.now_ns.saturating_add(patience - silence + 1));
             }
+            NodeState::Unknown if silence > patience.max(ARRIVAL) => {
+                set(draft, node, NodeState::Down, "has a certificate and never connected");
+            }
+            NodeState::Unknown => {
+                draft.wake_at(draft.now_ns.saturating_add(patience.max(ARRIVAL) - silence + 1));
+            }
             // A new leader has heard of nobody yet: silence that is short because its watch began just now is no sign
             // of life.
             NodeState::Down if heard && inputs.silence_ns.get(&node.id).is_some_and(|s| *s <= patience) => {
                 set(draft, node, NodeState::Ready, "");
             }
-            NodeState::Down | NodeState::Unknown => {}
+            NodeState::Down => {}
         }
     }
 }

@@ -99,6 +99,26 @@ fn a_balancer_that_never_answers_delays_a_stop_by_five_seconds_only() {
 }
 
 #[test]
+fn a_node_that_left_before_it_arrived_is_down_and_one_that_takes_its_time_is_not() {
+    let mut w = world(1);
+    w.add_node("node1");
+    let status = NodeStatus { state: NodeState::Unknown.into(), ..NodeStatus::default() };
+    let change = NodeChange { id: "node1".into(), status: Some(status), ..NodeChange::default() };
+    w.must(vec![Action { kind: Some(action::Kind::Node(change)) }]);
+    w.workers.get_mut("node1").unwrap().connected = false;
+    let begun = w.now;
+    let state = |w: &World| w.state.node("node1").unwrap().status.as_ref().unwrap().state();
+    while w.now < begun + 14 * SECOND {
+        w.turn(500, 5);
+        assert_eq!(state(&w), NodeState::Unknown, "after {} ns", w.now - begun);
+    }
+    while w.now < begun + 17 * SECOND {
+        w.turn(500, 5);
+    }
+    assert_eq!(state(&w), NodeState::Down);
+}
+
+#[test]
 fn a_dead_nodes_tasks_run_elsewhere_and_keep_their_addresses_until_it_is_known() {
     let mut w = world(3);
     w.create("web", web(3)).unwrap();
