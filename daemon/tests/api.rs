@@ -254,7 +254,9 @@ async fn swarm_tokens_rotate_and_leaving_needs_force() {
     let after = server.get("/swarm").await.json();
     assert_ne!(before["JoinTokens"]["Worker"], after["JoinTokens"]["Worker"]);
     assert_eq!(before["JoinTokens"]["Manager"], after["JoinTokens"]["Manager"]);
-    assert!(!server.get("/info").await.json().to_string().contains("SWMTKN"));
+    let info = server.get("/info").await.json();
+    assert!(!info.to_string().contains("SWMTKN"));
+    assert_eq!(info["Warnings"], json!(["port 80/tcp is in use"]));
     assert_eq!(server.call("POST", "/swarm/init", Some(json!({}))).await.status, 503);
     assert_eq!(server.call("POST", "/swarm/leave", None).await.status, 503);
     assert_eq!(server.call("POST", "/swarm/leave?force=1", None).await.status, 200);

@@ -16,7 +16,9 @@ use tokio::sync::watch;
 
 use crate::assignments::Assignments;
 use crate::container::{self, rejected};
+use crate::listeners;
 use crate::supervise::Hands;
+use crate::wires;
 
 /// How long the wires of a sandbox may take: longer than any transient trouble, shorter than an operator's patience.
 const WIRES_WITHIN: Duration = Duration::from_secs(30);
@@ -160,7 +162,17 @@ impl Hands for NodeHands {
         Ok(())
     }
 
-    async fn open_sandbox(&self, task_id: &str) -> Result<(), Failure> {
+    async fn open_sandbox(&self, task: &TaskAssignment) -> Result<(), Failure> {
+        let own = task.task.as_ref().ok_or_else(|| rejected("the assignment holds no task".to_owned()))?;
+        let task_id = &own.id;
+        // Before it has wires: with them the port's traffic would be the task's.
+        let ports = wires::host_ports(own);
+        if !ports.is_empty() {
+            let taken = tokio::task::spawn_blocking(move || listeners::taken(ports)).await.unwrap_or_default();
+            if let Some(taken) = taken.first() {
+                return Err(failed(format!("address already in use: {taken}; stop that, or publish another port")));
+            }
+        }
         self.driver.open_sandbox(task_id).await.map_err(|e| failed(format!("network namespace: {e}")))?;
         self.sandbox_opened(task_id);
         Ok(())

@@ -8,6 +8,7 @@
 pub mod assignments;
 pub mod container;
 mod hands;
+mod listeners;
 pub mod logs;
 mod observer;
 mod session;
@@ -15,7 +16,7 @@ mod statuses;
 mod supervise;
 pub mod wires;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
@@ -242,6 +243,18 @@ impl Worker {
             .collect()
     }
 
+    /// What an operator should know: ports that services publish on every node and somebody listens on here. The
+    /// service gets their traffic.
+    pub async fn warnings(&self) -> Vec<String> {
+        let services = self.assignments();
+        let ports: BTreeSet<_> = services.kinds().flat_map(wires::ingress_ports).collect();
+        if ports.is_empty() {
+            return Vec::new();
+        }
+        let taken = tokio::task::spawn_blocking(move || listeners::taken(ports)).await.unwrap_or_default();
+        taken.into_iter().map(|taken| format!("{taken}, and published by a service, which gets its traffic")).collect()
+    }
+
     /// The manager with which a session is open.
     pub fn connected(&self) -> watch::Receiver<Option<String>> {
         self.0.connected.subscribe()
@@ -393,6 +406,7 @@ async fn wire(
     facts: wires::Facts,
 ) {
     let mut wiring = wires::Wiring::new(facts);
+    let mut published = BTreeSet::new();
     loop {
         let current = Arc::clone(&assigned.borrow_and_update());
         let open = sandboxes.borrow_and_update().clone();
@@ -400,6 +414,7 @@ async fn wire(
         for problem in problems {
             tracing::error!(problem, generation = current.generation, "an assignment can't be wired");
         }
+        let ports: BTreeSet<_> = current.kinds().flat_map(wires::ingress_ports).collect();
         // Before the first word of a manager the kernel stays as an earlier daemon left it.
         if current.generation > 0 {
             desired.send_if_modified(|held| {
@@ -409,6 +424,13 @@ async fn wire(
                 }
                 news
             });
+        }
+        let fresh: Vec<_> = ports.difference(&published).copied().collect();
+        published = ports;
+        if !fresh.is_empty() {
+            for taken in tokio::task::spawn_blocking(move || listeners::taken(fresh)).await.unwrap_or_default() {
+                tracing::warn!(problem = taken, "a service publishes a port that is listened on: it gets the traffic");
+            }
         }
         tokio::select! {
             changed = assigned.changed() => if changed.is_err() { return },

@@ -39,8 +39,8 @@ pub(crate) trait Hands: Send + Sync + 'static {
     fn find(&self, task_id: &str) -> impl Future<Output = (Facts, i32)> + Send;
     /// The image is on this node.
     fn ensure_image(&self, task: &TaskAssignment) -> impl Future<Output = Result<(), Failure>> + Send;
-    /// The network namespace exists.
-    fn open_sandbox(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// The network namespace exists; refused while a process of this node holds a port that the task publishes on it.
+    fn open_sandbox(&self, task: &TaskAssignment) -> impl Future<Output = Result<(), Failure>> + Send;
     /// The wires are plugged in.
     fn await_networks(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
     /// The container exists.
@@ -274,7 +274,7 @@ impl<H: Hands> Supervisor<'_, H> {
                 facts.image = true;
             }
             Command::OpenSandbox => {
-                hands.open_sandbox(self.id).await?;
+                hands.open_sandbox(task).await?;
                 facts.sandbox = Sandbox::Open;
             }
             Command::AwaitNetworks => {

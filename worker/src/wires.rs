@@ -202,6 +202,18 @@ fn sandbox(assigned: &TaskAssignment, task: &v1::Task, facts: &Facts) -> Sandbox
     }
 }
 
+/// Ports of this node that a task takes for itself.
+pub(crate) fn host_ports(task: &v1::Task) -> Vec<(Protocol, u16)> {
+    task.host_ports.iter().filter_map(published).map(|port| (port.protocol, port.published)).collect()
+}
+
+/// Ports that every node publishes for a service.
+pub(crate) fn ingress_ports(kind: &Kind) -> impl Iterator<Item = (Protocol, u16)> + '_ {
+    let ports = if let Kind::Service(service) = kind { service.ports.as_slice() } else { &[] };
+    let ingress = ports.iter().filter(|port| port.mode() == PublishMode::Ingress).filter_map(published);
+    ingress.map(|port| (port.protocol, port.published))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

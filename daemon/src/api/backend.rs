@@ -72,6 +72,9 @@ impl std::fmt::Debug for Backend {
 pub trait NodeInfo: Send + Sync + 'static {
     /// A snapshot; cheap enough for every `docker info`.
     async fn facts(&self) -> NodeFacts;
+
+    /// What whoever asks for `info` should know; looks around for it, so nobody else asks.
+    async fn warnings(&self) -> Vec<String>;
 }
 
 /// Facts about the node at one moment.
@@ -103,8 +106,6 @@ pub struct NodeFacts {
     pub started_ns: i64,
     /// The gateway bridge of this node, once it exists.
     pub gateway: Option<GatewayFacts>,
-    /// What the user should know, one line each.
-    pub warnings: Vec<String>,
     /// Membership.
     pub swarm: SwarmFacts,
 }

@@ -27,6 +27,7 @@ async fn info(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
         members.insert("ContainersStopped".to_owned(), json!(containers.len() - running));
         members.insert("Images".to_owned(), json!(images));
         members.insert("Swarm".to_owned(), swarm);
+        members.insert("Warnings".to_owned(), json!(api.backend.node.warnings().await));
     }
     Ok(Json(info))
 }
@@ -49,7 +50,7 @@ fn machine(facts: &NodeFacts) -> Value {
         "CgroupVersion": facts.cgroup_version.to_string(), "MemoryLimit": true, "SwapLimit": true,
         "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true, "CPUSet": true, "PidsLimit": true,
         "OomKillDisable": false, "IPv4Forwarding": true, "BridgeNfIptables": true, "BridgeNfIp6tables": true,
-        "Labels": facts.labels, "Warnings": facts.warnings, "GenericResources": null,
+        "Labels": facts.labels, "GenericResources": null,
     })
 }
 

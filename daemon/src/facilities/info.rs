@@ -29,8 +29,13 @@ impl NodeInfo for InfoFacility {
             cgroup_version: machine.cgroup_version,
             started_ns: node.started_ns(),
             gateway: node.gateway().map(|(name, subnet, gateway)| GatewayFacts { name, subnet, gateway }),
-            warnings: Vec::new(),
             swarm: node.swarm_facts(),
+        }
+    }
+    async fn warnings(&self) -> Vec<String> {
+        match self.0.member() {
+            Some(member) => member.worker().warnings().await,
+            None => Vec::new(),
         }
     }
 }

@@ -55,6 +55,10 @@ impl NodeInfo for Fake {
             ..NodeFacts::default()
         }
     }
+
+    async fn warnings(&self) -> Vec<String> {
+        vec!["port 80/tcp is in use".to_owned()]
+    }
 }
 
 fn two_lines(task_id: &str, node_id: &str) -> v1::LogBatch {

@@ -32,7 +32,7 @@ impl Hands for Fake {
         self.note("image");
         Ok(())
     }
-    async fn open_sandbox(&self, _: &str) -> Result<(), Failure> {
+    async fn open_sandbox(&self, _: &TaskAssignment) -> Result<(), Failure> {
         self.note("open");
         Ok(())
     }
