@@ -252,7 +252,10 @@ impl Worker {
             return Vec::new();
         }
         let taken = tokio::task::spawn_blocking(move || listeners::taken(ports)).await.unwrap_or_default();
-        taken.into_iter().map(|taken| format!("{taken}, and published by a service, which gets its traffic")).collect()
+        taken
+            .into_iter()
+            .map(|taken| format!("WARNING: {taken}, and published by a service, which gets its traffic"))
+            .collect()
     }
 
     /// The manager with which a session is open.

@@ -1,0 +1,66 @@
+//! Ports that a process of a node listens on already.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::process::{Child, Stdio};
+
+use anyhow::{Result, ensure};
+use skep_tests::{Cluster, eventually};
+
+/// A process of a node that listens on a port, until its first connection or the end of the lab.
+struct Listener(Child);
+
+impl Listener {
+    fn start(cluster: &Cluster, node: &str, port: &str) -> Result<Self> {
+        let mut command = cluster.lab.exec(node, "busybox")?;
+        let listener = Self(command.args(["nc", "-l", "-p", port]).stdin(Stdio::null()).spawn()?);
+        eventually("somebody listens", || {
+            let listed = cluster.lab.exec(node, "busybox")?.args(["netstat", "-ltn"]).output()?;
+            ensure!(String::from_utf8_lossy(&listed.stdout).contains(&format!(":{port} ")), "nobody on {port}");
+            Ok(())
+        })?;
+        Ok(listener)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn create(cluster: &Cluster, words: &str) -> Result<()> {
+    let words: Vec<&str> = "service create --detach".split(' ').chain(words.split_whitespace()).collect();
+    cluster.skep("n1", &words).map(|_| ())
+}
+
+#[test]
+fn in_host_mode_a_port_in_use_is_refused_and_for_the_mesh_it_is_a_warning() -> Result<()> {
+    let cluster = Cluster::up("ports", 2, 1)?;
+    let _listener = Listener::start(&cluster, "n2", "8081")?;
+    let _other = Listener::start(&cluster, "n2", "8082")?;
+    create(
+        &cluster,
+        "--name own --publish published=8081,target=80,mode=host --constraint node.role==worker \
+         --restart-delay 500ms whoami",
+    )?;
+    eventually("a refusal that names port and process", || {
+        let tasks = cluster.skep("n1", &["service", "ps", "--no-trunc", "--format", "{{.Error}}", "own"])?;
+        ensure!(tasks.contains("address already in use: port 8081/tcp is in use on this node by busybox"), "{tasks}");
+        Ok(())
+    })?;
+    create(&cluster, "--name mesh --publish published=8082,target=80 whoami")?;
+    eventually("a warning on that node", || {
+        let info = cluster.skep("n2", &["info", "--format", "{{json .Warnings}}"])?;
+        ensure!(info.contains("port 8082/tcp is in use on this node by busybox"), "{info}");
+        Ok(())
+    })?;
+    let elsewhere = cluster.skep("n1", &["info", "--format", "{{json .Warnings}}"])?;
+    ensure!(!elsewhere.contains("8082"), "{elsewhere}");
+    // It ends with its first connection. Killing what started it would leave it there.
+    let asked = cluster.lab.exec("n2", "busybox")?.args(["nc", "127.0.0.1", "8081"]).stdin(Stdio::null()).status()?;
+    ensure!(asked.success(), "nobody listened");
+    eventually("the port free, the task there", || cluster.running("n1", "own", 1))?;
+    cluster.down()
+}
