@@ -20,6 +20,9 @@ use crate::{Connector, logs};
 const OPEN_WITHIN: Duration = Duration::from_secs(3);
 /// How long it may take to answer a report, before the next manager is tried.
 const REPORT_WITHIN: Duration = Duration::from_millis(900);
+/// How long more news is waited for after the first: tasks that start together are told of together, and steps on the way
+/// not one by one. Every report costs all managers a turn.
+const LINGER: Duration = Duration::from_millis(25);
 /// Statuses in one report.
 const REPORT_SIZE: usize = 1000;
 /// Pause after every known manager was tried in vain; doubles.
@@ -186,6 +189,6 @@ async fn tell<O: Owner>(
             _ = applied.changed() => {}
             () = tokio::time::sleep(heartbeat) => {}
         }
-        tokio::time::sleep_until(pace.next(Instant::now()).into()).await;
+        tokio::time::sleep_until(pace.next(Instant::now() + LINGER).into()).await;
     }
 }
