@@ -1,6 +1,7 @@
 //! Waiting for a service to become what its spec says, and showing how far it is. [`judge`] decides, purely; the loop
 //! around it polls and prints.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,9 @@ const PERIOD: Duration = Duration::from_millis(200);
 /// How many tasks are shown one by one on a terminal.
 const MAX_BARS: i64 = 20;
 
+/// How many different errors are told of one service.
+const MAX_ERRORS: usize = 20;
+
 /// How long a service has to stay up, unless its spec says otherwise.
 const MONITOR_NS: i64 = 5_000_000_000;
 
@@ -29,8 +33,8 @@ pub(crate) enum Verdict {
         running: i64,
         /// Tasks that shall run.
         wanted: i64,
-        /// Slot (or place in a list) and state of each task.
-        tasks: Vec<(i64, String)>,
+        /// Each task that is wanted, by slot.
+        tasks: Vec<Bar>,
         /// Whether it is being rolled back, and why.
         rollback: Option<String>,
     },
@@ -45,6 +49,38 @@ pub(crate) enum Verdict {
     },
     /// It stopped on the way.
     Stopped(String),
+}
+
+/// What is shown of one task.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Bar {
+    /// Slot, or place in the list.
+    slot: i64,
+    /// State.
+    state: String,
+    /// Why it, or the one before it in its slot, does not run; empty: nothing is known.
+    error: String,
+}
+
+impl Bar {
+    fn new(index: usize, task: &Value, all: &[Value]) -> Self {
+        let slot = task.number("Slot");
+        let state = task.text("Status.State").to_owned();
+        // The one that failed is on its way out already; its successor waits and knows nothing.
+        let same =
+            |other: &&Value| other.number("Slot") == slot && (slot != 0 || other.text("NodeID") == task.text("NodeID"));
+        let latest = all.iter().filter(same).filter(|t| !t.text("Status.Err").is_empty());
+        let latest = latest.max_by_key(|t| t.text("Status.Timestamp")).map_or("", |t| t.text("Status.Err"));
+        let error = match task.text("Status.Err") {
+            "" if state != "running" => latest,
+            own => own,
+        };
+        Self { slot: if slot == 0 { index as i64 + 1 } else { slot }, state, error: error.to_owned() }
+    }
+
+    fn text(&self) -> String {
+        if self.error.is_empty() { self.state.clone() } else { format!("{}: {}", self.state, self.error) }
+    }
 }
 
 /// Judges a service by itself, its tasks and the nodes that there are.
@@ -77,17 +113,7 @@ pub(crate) fn judge(service: &Value, tasks: &[Value], nodes: &[Value]) -> Verdic
         let over = matches!(status, "completed" | "rollback_completed");
         return Verdict::There { wanted, over, rollback };
     }
-    let mut shown: Vec<(i64, String)> = live
-        .iter()
-        .enumerate()
-        .map(|(index, task)| {
-            let slot = task.number("Slot");
-            let slot = if slot == 0 { index as i64 + 1 } else { slot };
-            let error = task.text("Status.Err");
-            let state = task.text("Status.State");
-            (slot, if error.is_empty() { state.to_owned() } else { format!("{state}: {error}") })
-        })
-        .collect();
+    let mut shown: Vec<Bar> = live.iter().enumerate().map(|(index, task)| Bar::new(index, task, tasks)).collect();
     shown.sort();
     Verdict::Going { running, wanted, tasks: shown, rollback }
 }
@@ -128,6 +154,7 @@ async fn converge(client: &Client, id: &str, screen: &mut Screen, asked: Asked) 
             }
             Verdict::Going { running, wanted, tasks, rollback } => {
                 there_since = None;
+                screen.errors(wanted, &tasks)?;
                 screen.show(screen.count(running, wanted, &tasks, rollback.as_deref()), String::new())?;
             }
             Verdict::There { wanted, over, rollback } => {
@@ -155,29 +182,49 @@ async fn converge(client: &Client, id: &str, screen: &mut Screen, asked: Asked) 
     }
 }
 
+/// A line for each error that was not told yet.
+fn news(told: &mut BTreeSet<String>, wanted: i64, tasks: &[Bar]) -> Vec<String> {
+    let failing = tasks.iter().filter(|bar| !bar.error.is_empty());
+    let new = failing.filter(|bar| told.len() < MAX_ERRORS && told.insert(bar.error.clone()));
+    new.map(|bar| format!("{}/{wanted}: {}\n", bar.slot, bar.error)).collect()
+}
+
 /// What was shown last; on a terminal it is overwritten, elsewhere only changes are printed.
 struct Screen {
     quiet: bool,
     terminal: bool,
     count: String,
     verify: String,
+    /// Errors that were printed, where there are no bars to show them: at most [`MAX_ERRORS`].
+    told: BTreeSet<String>,
 }
 
 impl Screen {
     fn new(quiet: bool) -> Self {
         let terminal = std::io::stdout().is_terminal();
-        Self { quiet, terminal, count: String::new(), verify: String::new() }
+        Self { quiet, terminal, count: String::new(), verify: String::new(), told: BTreeSet::new() }
     }
 
-    fn count(&self, running: i64, wanted: i64, tasks: &[(i64, String)], rollback: Option<&str>) -> String {
+    fn count(&self, running: i64, wanted: i64, tasks: &[Bar], rollback: Option<&str>) -> String {
         let mut text = rollback.filter(|w| !w.is_empty()).map(|why| format!("rollback: {why}\n")).unwrap_or_default();
         text.push_str(&format!("overall progress: {running} out of {wanted} tasks\n"));
         if self.terminal && wanted <= MAX_BARS {
-            for (slot, state) in tasks {
-                text.push_str(&format!("{slot}/{wanted}: {state}\n"));
+            for bar in tasks {
+                text.push_str(&format!("{}/{wanted}: {}\n", bar.slot, bar.text()));
             }
         }
         text
+    }
+
+    /// Prints each error once where no bars show it.
+    fn errors(&mut self, wanted: i64, tasks: &[Bar]) -> Result<()> {
+        if self.quiet || (self.terminal && wanted <= MAX_BARS) {
+            return Ok(());
+        }
+        for line in news(&mut self.told, wanted, tasks) {
+            output::raw(line.as_bytes())?;
+        }
+        Ok(())
     }
 
     fn show(&mut self, count: String, verify: String) -> Result<()> {
@@ -227,7 +274,8 @@ mod tests {
         assert!(matches!(judged(2, "", &[]), Verdict::Going { running: 0, wanted: 2, .. }));
         let half = [task(1, "running"), task(2, "starting")];
         let Verdict::Going { running, tasks, .. } = judged(2, "", &half) else { unreachable!() };
-        assert_eq!((running, tasks), (1, vec![(1, "running".to_owned()), (2, "starting".to_owned())]));
+        let shown: Vec<_> = tasks.iter().map(|bar| (bar.slot, bar.text())).collect();
+        assert_eq!((running, shown), (1, vec![(1, "running".to_owned()), (2, "starting".to_owned())]));
         let full = [task(1, "running"), task(2, "running")];
         assert_eq!(judged(2, "", &full), Verdict::There { wanted: 2, over: false, rollback: None });
         assert!(matches!(judged(2, "updating", &full), Verdict::Going { .. }));
@@ -235,6 +283,30 @@ mod tests {
         assert!(matches!(judged(1, "", &full), Verdict::Going { .. }), "one task too many still runs");
         assert_eq!(judged(2, "paused", &full), Verdict::Stopped("service update paused: why".to_owned()));
         assert!(matches!(judged(2, "rollback_completed", &full), Verdict::There { rollback: Some(_), .. }));
+    }
+
+    #[test]
+    fn the_error_of_a_task_is_told_once_though_its_successor_knows_nothing_of_it() {
+        let failed = |slot: i64, time: &str, error: &str| {
+            json!({ "Slot": slot, "DesiredState": "shutdown", "NodeID": "n",
+                    "Status": { "State": "rejected", "Timestamp": time, "Err": error } })
+        };
+        let tasks = [
+            failed(1, "2026-01-01T00:00:01Z", "older"),
+            failed(1, "2026-01-01T00:00:02Z", "no such image: x"),
+            task(1, "preparing"),
+            failed(2, "2026-01-01T00:00:02Z", "no such image: x"),
+            task(2, "preparing"),
+            failed(3, "2026-01-01T00:00:02Z", "long over"),
+            task(3, "running"),
+        ];
+        let nodes = [json!({ "ID": "n", "Status": { "State": "ready" } })];
+        let Verdict::Going { tasks, .. } = judge(&replicated(3, ""), &tasks, &nodes) else { unreachable!() };
+        let shown: Vec<_> = tasks.iter().map(Bar::text).collect();
+        assert_eq!(shown, ["preparing: no such image: x", "preparing: no such image: x", "running"]);
+        let mut told = BTreeSet::new();
+        assert_eq!(news(&mut told, 3, &tasks), ["1/3: no such image: x\n"]);
+        assert_eq!(news(&mut told, 3, &tasks), Vec::<String>::new());
     }
 
     #[test]
