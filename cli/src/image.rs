@@ -185,12 +185,17 @@ fn rows(image: &Value, full: bool) -> Vec<Value> {
         let (repository, tag) = split(name);
         json!({
             "Repository": repository, "Tag": tag, "Digest": digest.map_or("<none>", |(_, digest)| digest),
-            "ID": if full { id } else { human::short_id(id) }, "CreatedSince": human::ago(image.at("Created")),
+            "ID": if full { id } else { human::short_id(id) }, "CreatedSince": created(image),
             "CreatedAt": image.number("Created").to_string(),
             "Size": human::decimal_size(image.number("Size") as f64),
         })
     };
     names.into_iter().map(row).collect()
+}
+
+/// How old an image is. One that is made the same at every build has no date of its own and bears the epoch.
+fn created(image: &Value) -> String {
+    if image.number("Created") <= 0 { "N/A".to_owned() } else { human::ago(image.at("Created")) }
 }
 
 /// Sends an archive to the node.

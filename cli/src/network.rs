@@ -1,5 +1,7 @@
 //! `skep network`.
 
+use std::io::IsTerminal;
+
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -32,7 +34,7 @@ pub(crate) enum Command {
     /// Remove one or more networks
     #[command(visible_alias = "remove")]
     Rm {
-        /// Do not error if the network does not exist
+        /// Do not error if the network does not exist, and do not ask before an ingress network is removed
         #[arg(short, long)]
         force: bool,
         /// Networks
@@ -56,13 +58,13 @@ pub(crate) struct Create {
     /// Enable manual container attachment
     #[arg(long)]
     attachable: bool,
-    /// Auxiliary IPv4 or IPv6 addresses that must not be given out, name=address
+    /// An address that must not be given out, name=address: router=10.1.0.254
     #[arg(long = "aux-address")]
     aux_addresses: Vec<String>,
     /// Driver to manage the network
     #[arg(short, long, default_value = "overlay")]
     driver: String,
-    /// IPv4 or IPv6 gateway for the subnet
+    /// Gateway of the subnet: 10.1.0.1
     #[arg(long = "gateway")]
     gateways: Vec<String>,
     /// Create swarm routing-mesh network
@@ -71,22 +73,22 @@ pub(crate) struct Create {
     /// Restrict external access to the network
     #[arg(long)]
     internal: bool,
-    /// Allocate container addresses from a sub-range
+    /// Part of the subnet that addresses are given out from: 10.1.0.128/25
     #[arg(long = "ip-range")]
     ranges: Vec<String>,
     /// Enable IPv6 address assignment
     #[arg(long)]
     ipv6: bool,
-    /// Set metadata on a network
+    /// Label of the network: name=value
     #[arg(long = "label")]
     labels: Vec<String>,
-    /// Set driver specific options
+    /// Option of the driver: name=value
     #[arg(short, long = "opt")]
     options: Vec<String>,
     /// Control the network's scope
     #[arg(long, default_value = "")]
     scope: String,
-    /// Subnet in CIDR format that represents a network segment
+    /// Subnet of the network, in which no node's own address may lie: 10.1.0.0/24
     #[arg(long = "subnet")]
     subnets: Vec<String>,
     /// Name
@@ -110,17 +112,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
             output::inspect(&found, format.as_deref())?;
             node::all(failed)
         }
-        Command::Rm { force, networks } => {
-            let mut failed = Vec::new();
-            for network in networks {
-                match client.delete(&format!("/networks/{}", escape(&network)), &[]).await {
-                    Ok(_) => line(&network)?,
-                    Err(error) if force && is_not_found(&error) => {}
-                    Err(error) => failed.push(format!("{error:#}")),
-                }
-            }
-            node::all(failed)
-        }
+        Command::Rm { force, networks } => remove(client, force, networks).await,
         Command::Prune { filters: wanted, force } => {
             if !force && !confirmed("WARNING! This will remove all networks not used by at least one service.")? {
                 return Ok(());
@@ -135,6 +127,38 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
             deleted.iter().try_for_each(|name| line(name.as_str().unwrap_or_default()))
         }
     }
+}
+
+async fn remove(client: &Client, force: bool, networks: Vec<String>) -> Result<()> {
+    let mut failed = Vec::new();
+    for network in networks {
+        match remove_one(client, force, &network).await {
+            Ok(true) => line(&network)?,
+            Ok(false) => {}
+            Err(error) if force && is_not_found(&error) => {}
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    node::all(failed)
+}
+
+/// Removes a network; `false`: the user thought better of it.
+async fn remove_one(client: &Client, force: bool, network: &str) -> Result<bool> {
+    let path = format!("/networks/{}", escape(network));
+    if !force && client.get(&path, &[]).await?["Ingress"] == true {
+        if !std::io::stdin().is_terminal() {
+            bail!(
+                "network {network} is the routing mesh of the swarm: without it no service can publish a port on every \
+                 node. It is removed only when somebody says so: use --force"
+            );
+        }
+        let warning = "WARNING! Without this network, the routing mesh, no service can publish a port on every node.";
+        if !confirmed(warning)? {
+            return Ok(false);
+        }
+    }
+    client.delete(&path, &[]).await?;
+    Ok(true)
 }
 
 /// Asks on the terminal; anything but yes is no.

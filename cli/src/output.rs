@@ -3,11 +3,23 @@
 
 use std::io::Write;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::template::Template;
+
+/// Fields that the API's objects may have and leave out when there is nothing to say.
+const OPTIONAL: &str = "\
+    AppArmorProfile Architecture AssignedGenericResources Author BuildTime CDISpecDirs CPUSet CPUShares Comment \
+    Components Config ConfigFrom ConfigOnly Containerd ContainerdCommit Containers CpuCfsPeriod CpuCfsQuota \
+    CreatedAt Debug DefaultAddressPools DefaultRuntime Description Descriptor DiscoveredDevices DriverStatus \
+    EnableIPv4 Endpoint ExecIDs Experimental ExperimentalBuild FirewallBackend GenericResources GoVersion \
+    GraphDriver HostConfig HostnamePath HostsPath HttpProxy HttpsProxy Identity IndexServerAddress InitBinary \
+    InitCommit Isolation JobIteration JobStatus Labels LogPath ManagerStatus Manifests Metadata MountLabel \
+    Mounts NRI Name NoProxy OSVersion OsVersion Parent Peers Platform Plugins PreviousSpec ProcessLabel \
+    ProductLicense RegistryConfig RepoDigests RepoTags ResolvConfPath RuncCommit Runtimes SecurityOptions \
+    ServiceStatus Services SizeRootFs SizeRw Status Storage UpdateStatus Variant Warnings";
 
 /// A list to be printed.
 pub(crate) struct List {
@@ -22,10 +34,10 @@ pub(crate) struct List {
 /// How a list is wanted.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ListArgs {
-    /// Filter output based on conditions provided, name=value
+    /// Show only what fits, name=value, repeatable: name=web, id=abc, label=tier or label=tier=front
     #[arg(short, long = "filter", value_name = "FILTER")]
     pub(crate) filters: Vec<String>,
-    /// Format output: 'table', 'table TEMPLATE', 'json', or a template
+    /// Format output: table, json, 'table {{.ID}}\\t{{.Name}}', or a template: '{{.Name}}'
     #[arg(long)]
     pub(crate) format: Option<String>,
     /// Only display IDs
@@ -73,15 +85,31 @@ impl List {
             Some(format) => match format.strip_prefix("table ") {
                 Some(columns) => self.columns(columns),
                 None => {
-                    let template = Template::parse(format)?;
+                    let template = self.template(format)?;
                     self.rows.iter().try_for_each(|row| line(template.render(row)?))
                 }
             },
         }
     }
 
+    /// A template that reads only fields that rows have, also when there is no row to notice it.
+    fn template(&self, text: &str) -> Result<Template> {
+        let template = Template::parse(text)?;
+        let unknown = template.reads().into_iter().find(|field| {
+            let known = |(name, _): &(&str, &str)| name.eq_ignore_ascii_case(field);
+            !self.headers.iter().any(known)
+        });
+        match unknown {
+            None => Ok(template),
+            Some(field) => {
+                let known: Vec<&str> = self.headers.iter().map(|(name, _)| *name).collect();
+                bail!("template: there is no field {field:?} in this list; it has {}", known.join(", "))
+            }
+        }
+    }
+
     fn columns(&self, columns: &str) -> Result<()> {
-        let template = Template::parse(columns)?;
+        let template = self.template(columns)?;
         let header = template.fields().iter().map(|field| self.header(field)).collect();
         let cells = |row| Ok(template.render(row)?.split('\t').map(str::to_owned).collect());
         let rows = self.rows.iter().map(cells).collect::<Result<Vec<Vec<String>>>>()?;
@@ -128,7 +156,26 @@ pub(crate) fn inspect(values: &[Value], format: Option<&str>) -> Result<()> {
         Some("json") => values.iter().try_for_each(|value| line(value.to_string())),
         Some(format) => {
             let template = Template::parse(format)?;
-            values.iter().try_for_each(|value| line(template.render(value)?))
+            for value in values {
+                known(&template, value)?;
+                line(template.render(value)?)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Whether what is inspected has the fields, at its first level, that a template reads. Below it, and where a field may
+/// be left out because it is empty, nobody can tell a wrong name from an absent value.
+pub(crate) fn known(template: &Template, value: &Value) -> Result<()> {
+    let Some(members) = value.as_object() else { return Ok(()) };
+    let has = |field: &String| members.keys().any(|key| key.eq_ignore_ascii_case(field));
+    let may_have = |field: &String| OPTIONAL.split_whitespace().any(|known| known.eq_ignore_ascii_case(field));
+    match template.reads().into_iter().find(|field| !has(field) && !may_have(field)) {
+        None => Ok(()),
+        Some(field) => {
+            let known: Vec<&str> = members.keys().map(String::as_str).collect();
+            bail!("template: there is no field {field:?} here; there are {}", known.join(", "))
         }
     }
 }
@@ -144,6 +191,21 @@ pub(crate) fn pretty(value: &impl Serialize) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_template_that_reads_what_is_not_there_is_an_error_that_names_what_is() {
+        let list = List { headers: &[("ID", "ID"), ("Name", "NAME")], table: &["ID"], rows: Vec::new() };
+        assert!(list.template("{{.ID}} {{.name | upper}}").is_ok());
+        let error = list.template("{{.Bogus}}").map(drop).map_err(|e| e.to_string());
+        assert_eq!(error, Err("template: there is no field \"Bogus\" in this list; it has ID, Name".to_owned()));
+        let value = serde_json::json!({ "ID": "x", "Spec": {} });
+        for (template, fits) in
+            [("{{.ID}}", true), ("{{.spec.Name}}", true), ("{{.UpdateStatus}}", true), ("{{.Bogus}}", false)]
+        {
+            let parsed = Template::parse(template).map(|t| known(&t, &value).is_ok());
+            assert_eq!(parsed.ok(), Some(fits), "{template}");
+        }
+    }
 
     #[test]
     fn columns_are_set_as_known() {

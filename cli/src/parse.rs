@@ -344,6 +344,28 @@ mod tests {
     }
 
     #[test]
+    fn what_the_help_texts_show_is_understood() {
+        for port in ["8080:80", "8000-8002:80-82/udp", "published=8080,target=80,protocol=tcp,mode=host"] {
+            publish(port).unwrap();
+        }
+        for text in [
+            "type=bind,source=/srv,target=/data,readonly",
+            "type=volume,source=name,target=/data",
+            "type=tmpfs,target=/tmp,tmpfs-size=64m",
+        ] {
+            mount(text).unwrap();
+        }
+        for file in
+            ["source=name,target=file,uid=0,gid=0,mode=0400", "source=name,target=/etc/app.conf,uid=0,gid=0,mode=0444"]
+        {
+            file_reference(file).unwrap();
+        }
+        network("name=net,alias=db").unwrap();
+        preference("spread=node.labels.zone").unwrap();
+        ulimit("nofile=1024:2048").unwrap();
+    }
+
+    #[test]
     fn images_get_their_tag() {
         for (given, expected) in [
             ("busybox", "busybox:latest"),

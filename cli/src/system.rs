@@ -21,7 +21,7 @@ pub(crate) struct FormatArgs {
 /// Flags of `skep events`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct EventsArgs {
-    /// Filter output based on conditions provided, name=value
+    /// Show only what fits, name=value, repeatable: type=service, event=create or service=web
     #[arg(short, long = "filter", value_name = "FILTER")]
     filters: Vec<String>,
     /// Show all events created since a time or an age, e.g. 10m
@@ -137,7 +137,10 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Result<()> {
             let event: Value = serde_json::from_slice(&buffer[..end])?;
             buffer.drain(..=end);
             match &template {
-                Some(template) => line(template.render(&event)?)?,
+                Some(template) => {
+                    output::known(template, &event)?;
+                    line(template.render(&event)?)?;
+                }
                 None if args.format.as_deref() == Some("json") => line(event.to_string())?,
                 None => line(event_line(&event))?,
             }

@@ -48,6 +48,14 @@ impl Template {
         Ok(out)
     }
 
+    /// The fields of a row that the template reads: what follows a dot or `$`, outside `range`, where a dot means
+    /// something else.
+    pub(crate) fn reads(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        reads(&self.0, true, &mut found);
+        found
+    }
+
     /// The first field of each `{{…}}`, for headers of tables.
     pub(crate) fn fields(&self) -> Vec<String> {
         self.0
@@ -57,6 +65,36 @@ impl Template {
                 _ => None,
             })
             .collect()
+    }
+}
+
+fn reads(nodes: &[Node], row: bool, found: &mut Vec<String>) {
+    for node in nodes {
+        match node {
+            Node::Text(_) => {}
+            Node::Show(pipeline) => read_by(pipeline, row, found),
+            Node::If(condition, body, otherwise) => {
+                read_by(condition, row, found);
+                reads(body, row, found);
+                reads(otherwise, row, found);
+            }
+            Node::Range(pipeline, body, otherwise) => {
+                read_by(pipeline, row, found);
+                reads(body, false, found);
+                reads(otherwise, row, found);
+            }
+        }
+    }
+}
+
+fn read_by(pipeline: &[Call], row: bool, found: &mut Vec<String>) {
+    for operand in pipeline.iter().flatten() {
+        match operand {
+            Operand::Field(path) if row => found.extend(path.first().cloned()),
+            Operand::Root(path) => found.extend(path.first().cloned()),
+            Operand::Nested(inner) => read_by(inner, row, found),
+            _ => {}
+        }
     }
 }
 
@@ -440,6 +478,18 @@ mod tests {
         for template in ["{{.A.B}}", "{{range .A}}{{end}}", "{{index .L 5}}", "{{json}}"] {
             let parsed = Template::parse(template).unwrap();
             assert!(parsed.render(&value).is_err() || template.contains("index"), "{template}");
+        }
+    }
+
+    #[test]
+    fn what_a_template_reads_is_known_before_there_is_a_row() {
+        for (template, fields) in [
+            ("{{.ID}} {{json .Spec.Name}} {{upper (lower .Mode)}}", vec!["ID", "Spec", "Mode"]),
+            ("{{if .A}}{{.B}}{{else}}{{.C}}{{end}}", vec!["A", "B", "C"]),
+            ("{{range .List}}{{.V}}{{$.ID}}{{else}}{{.D}}{{end}}", vec!["List", "ID", "D"]),
+            ("{{json .}} {{\".X\"}} text", vec![]),
+        ] {
+            assert_eq!(Template::parse(template).unwrap().reads(), fields, "{template}");
         }
     }
 

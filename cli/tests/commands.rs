@@ -132,6 +132,17 @@ async fn the_other_verbs() {
     node.ok("network rm back").await;
     node.fails("network rm back", "network back not found").await;
     node.fails("network create -d bridge x", "Driver").await;
+    node.ok("network create --ingress mesh").await;
+    node.fails("network rm mesh", "use --force").await;
+    assert!(node.ok("network ls").await.contains("mesh"), "it was removed unasked");
+    assert_eq!(node.ok("network rm -f mesh nowhere").await, "mesh\n");
+    for verb in ["service ls", "network ls", "node ls", "image ls", "ps", "secret ls"] {
+        let words: Vec<&str> = verb.split(' ').chain(["--format", "{{.Bogus}}"]).collect();
+        let seen = node.args(&words).await;
+        assert!(seen.code == 1 && seen.err.contains("no field \"Bogus\"") && seen.err.contains("ID"), "{}", seen.err);
+    }
+    let seen = node.args(&["info", "--format", "{{.Bogus}}"]).await;
+    assert!(seen.code == 1 && seen.err.contains("there are") && seen.err.contains("Swarm"), "{}", seen.err);
     let content = node.file("content", "secret words");
     for kind in ["secret", "config"] {
         node.ok(&format!("{kind} create thing {content}")).await;
@@ -188,6 +199,19 @@ async fn a_command_line_that_makes_no_sense_is_125_and_no_daemon_is_1() {
         assert!(matches!(seen.code, 125) || line == "service", "{line}: {}", seen.code);
     }
     assert_eq!(node.skep("--help").await.code, 0);
+    let help = node.ok("service create --help").await;
+    for example in [
+        "8080:80,",
+        "published=8080,target=80,protocol=tcp,mode=host",
+        "type=bind,source=/srv,target=/data,readonly",
+        "source=name,target=file,uid=0,gid=0,mode=0400",
+        "node.labels.zone==a",
+        "spread=node.labels.zone",
+        "nofile=1024:2048",
+    ] {
+        assert!(help.contains(example), "no {example} in {help}");
+    }
+    assert!(node.ok("service ls --help").await.contains("name=web"));
     for line in [
         "-H unix:///nowhere/at/all.sock info",
         "-H ssh://x info",

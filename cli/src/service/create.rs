@@ -25,13 +25,13 @@ pub(crate) struct Args {
     /// Drop Linux capabilities
     #[arg(long)]
     cap_drop: Vec<String>,
-    /// Specify configurations to expose to the service
+    /// Give the service a config, a file in its containers: a name, or source=name,target=/etc/app.conf,uid=0,gid=0,mode=0444
     #[arg(long = "config")]
     configs: Vec<String>,
-    /// Placement constraints
+    /// Run only on nodes that fit: node.role==worker, node.hostname!=n1, node.labels.zone==a, node.platform.os==linux or engine.labels.disk==ssd
     #[arg(long = "constraint")]
     constraints: Vec<String>,
-    /// Container labels
+    /// Label of the containers: name=value
     #[arg(long = "container-label")]
     container_labels: Vec<String>,
     /// Set custom DNS servers
@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// Set custom DNS search domains
     #[arg(long)]
     dns_search: Vec<String>,
-    /// Set environment variables
+    /// Set an environment variable: NAME=value; NAME alone takes it from here
     #[arg(short, long)]
     env: Vec<String>,
     /// Read in a file of environment variables
@@ -52,37 +52,37 @@ pub(crate) struct Args {
     /// Set one or more supplementary user groups for the container
     #[arg(long = "group")]
     groups: Vec<String>,
-    /// Set one or more custom host-to-IP mappings (host:ip)
+    /// Add a name to the containers' hosts file, host:ip: db:192.0.2.7
     #[arg(long = "host")]
     hosts: Vec<String>,
-    /// Service labels
+    /// Label of the service: name=value
     #[arg(short, long = "label")]
     labels: Vec<String>,
     /// Service mode: replicated, global
     #[arg(long, default_value = "replicated")]
     mode: String,
-    /// Attach a filesystem mount to the service
+    /// Mount into the containers: type=bind,source=/srv,target=/data,readonly; type=volume,source=name,target=/data; or type=tmpfs,target=/tmp,tmpfs-size=64m
     #[arg(long = "mount")]
     mounts: Vec<String>,
     /// Service name
     #[arg(long, default_value = "")]
     name: String,
-    /// Network attachments
+    /// Join a network: its name, or name=net,alias=db
     #[arg(long = "network")]
     networks: Vec<String>,
-    /// Add a placement preference
+    /// Spread over the values of a label: spread=node.labels.zone
     #[arg(long = "placement-pref")]
     preferences: Vec<String>,
-    /// Publish a port as a node port
+    /// Publish a port on every node: 8080:80, 8000-8002:80-82/udp, or published=8080,target=80,protocol=tcp,mode=host
     #[arg(short, long = "publish")]
     ports: Vec<String>,
-    /// Specify secrets to expose to the service
+    /// Give the service a secret, a file below /run/secrets: a name, or source=name,target=file,uid=0,gid=0,mode=0400
     #[arg(long = "secret")]
     secrets: Vec<String>,
-    /// Sysctl options
+    /// Set a kernel parameter of the containers: net.core.somaxconn=1024
     #[arg(long = "sysctl")]
     sysctls: Vec<String>,
-    /// Ulimit options
+    /// Set a limit, soft:hard: nofile=1024:2048
     #[arg(long = "ulimit")]
     ulimits: Vec<String>,
     /// Image

@@ -48,13 +48,13 @@ struct Add {
     /// Drop Linux capabilities
     #[arg(long)]
     cap_drop: Vec<String>,
-    /// Add or update a config file on a service
+    /// Add or replace a config: a name, or source=name,target=/etc/app.conf,uid=0,gid=0,mode=0444
     #[arg(long)]
     config_add: Vec<String>,
-    /// Add or update a placement constraint
+    /// Add a placement constraint: node.role==worker, node.hostname!=n1, node.labels.zone==a, node.platform.os==linux or engine.labels.disk==ssd
     #[arg(long)]
     constraint_add: Vec<String>,
-    /// Add or update a container label
+    /// Add or replace a label of the containers: name=value
     #[arg(long)]
     container_label_add: Vec<String>,
     /// Add or update a custom DNS server
@@ -66,37 +66,37 @@ struct Add {
     /// Add or update a custom DNS search domain
     #[arg(long)]
     dns_search_add: Vec<String>,
-    /// Add or update an environment variable
+    /// Add or replace an environment variable: NAME=value
     #[arg(long)]
     env_add: Vec<String>,
     /// Add an additional supplementary user group to the container
     #[arg(long)]
     group_add: Vec<String>,
-    /// Add a custom host-to-IP mapping (host:ip)
+    /// Add a name to the containers' hosts file, host:ip: db:192.0.2.7
     #[arg(long)]
     host_add: Vec<String>,
-    /// Add or update a service label
+    /// Add or replace a label of the service: name=value
     #[arg(long)]
     label_add: Vec<String>,
-    /// Add or update a mount on a service
+    /// Add or replace a mount: type=bind,source=/srv,target=/data,readonly; type=volume,source=name,target=/data; or type=tmpfs,target=/tmp,tmpfs-size=64m
     #[arg(long)]
     mount_add: Vec<String>,
-    /// Add a network
+    /// Join a network: its name, or name=net,alias=db
     #[arg(long)]
     network_add: Vec<String>,
-    /// Add a placement preference
+    /// Add a placement preference: spread=node.labels.zone
     #[arg(long)]
     placement_pref_add: Vec<String>,
-    /// Add or update a published port
+    /// Publish a port on every node: 8080:80, 8000-8002:80-82/udp, or published=8080,target=80,protocol=tcp,mode=host
     #[arg(long)]
     publish_add: Vec<String>,
-    /// Add or update a secret on a service
+    /// Add or replace a secret: a name, or source=name,target=file,uid=0,gid=0,mode=0400
     #[arg(long)]
     secret_add: Vec<String>,
-    /// Add or update a sysctl option
+    /// Add or replace a kernel parameter of the containers: net.core.somaxconn=1024
     #[arg(long)]
     sysctl_add: Vec<String>,
-    /// Add or update a ulimit option
+    /// Add or replace a limit, soft:hard: nofile=1024:2048
     #[arg(long)]
     ulimit_add: Vec<String>,
 }
