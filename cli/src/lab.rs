@@ -1,17 +1,18 @@
 //! `skep lab`: clusters of many nodes on one machine. The lab itself is `skep-deploy`'s; here are its words.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use skep_deploy::lab::{Lab, Plan, Stage, demo, machine};
+use skep_deploy::lab::{Lab, Plan, Stage, demo, leftovers, machine};
 
 use crate::output;
 
 /// What can be done with labs.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Args {
-    /// Make a lab: nodes in namespaces on a virtual switch, with a swarm
+    /// Make a lab: nodes in namespaces on a virtual switch, with a swarm; give one that is there what it lacks
     Up {
         #[command(flatten)]
         lab: Name,
@@ -60,7 +61,7 @@ pub(crate) enum Args {
         /// The node
         node: String,
     },
-    /// Cut the network between groups of machines, for instance: n1,n2 n3
+    /// Cut the network between groups of machines, for instance: n1,n2 n3; one group alone is cut off from all others
     Partition {
         #[command(flatten)]
         lab: Name,
@@ -104,7 +105,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let managers = managers.unwrap_or(nodes.min(3));
             let stage = if no_swarm { Stage::Daemons } else { Stage::Swarm };
             let plan = Plan { name: lab.name.clone(), nodes, managers, stage };
-            let made = Lab::up(&plan, &std::env::current_exe()?)?;
+            let made = Lab::up(&plan, &std::env::current_exe()?, &mut |line| output::note(line))?;
             show(&made)?;
             output::note(format!("\nA node's daemon: skep lab exec --name {} n1 -- skep node ls", lab.name));
         }
@@ -112,7 +113,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let lab = Lab::open(&lab.name)?;
             match format.as_str() {
                 "json" => println!("{}", serde_json::to_string_pretty(&serde_json::to_value(lab.status()?)?)?),
-                "table" => show(&lab)?,
+                "table" => {
+                    show(&lab)?;
+                    let lacks: Vec<String> = lab.lacks().iter().map(ToString::to_string).collect();
+                    if !lacks.is_empty() {
+                        output::note(format!("\nnot whole: {}; to put that right: skep lab up", lacks.join(", ")));
+                    }
+                }
                 other => bail!("format {other:?}: use table or json"),
             }
         }
@@ -120,9 +127,14 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Args::Kill { lab, node, daemon: true } => Lab::open(&lab.name)?.kill_daemon(&node)?,
         Args::Kill { lab, node, daemon: false } => Lab::open(&lab.name)?.kill(&node)?,
         Args::Restart { lab, node } => Lab::open(&lab.name)?.restart(&node)?,
-        Args::Partition { lab, groups } => Lab::open(&lab.name)?.partition(&groups)?,
-        Args::Heal { lab } => Lab::open(&lab.name)?.heal()?,
-        Args::Down { lab } => Lab::down(&lab.name)?,
+        Args::Partition { lab, groups } => output::line(sides(&Lab::open(&lab.name)?.partition(&groups)?))?,
+        Args::Heal { lab } => output::line(sides(&[Lab::open(&lab.name)?.heal()?]))?,
+        Args::Down { lab } => {
+            if leftovers(&lab.name).is_empty() {
+                output::note(format!("there is no lab {}, nor anything left of one", lab.name));
+            }
+            Lab::down(&lab.name)?;
+        }
         Args::Demo { nodes, image } => {
             let exe = std::env::current_exe()?;
             let image = image.unwrap_or_else(|| exe.with_file_name("whoami.tar"));
@@ -130,6 +142,18 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Who reaches whom after a partition.
+fn sides(sides: &[BTreeSet<String>]) -> String {
+    let names = |side: &BTreeSet<String>| side.iter().cloned().collect::<Vec<_>>().join(", ");
+    match sides {
+        [all] => format!("together again: {}", names(all)),
+        parted => {
+            let groups: Vec<String> = parted.iter().filter(|side| !side.is_empty()).map(names).collect();
+            format!("cut off from each other: {}\nundo with: skep lab heal", groups.join("  |  "))
+        }
+    }
 }
 
 fn exec(name: &str, node: &str, command: &[String]) -> Result<ExitCode> {
@@ -156,5 +180,18 @@ pub(crate) fn helper(args: &[String]) -> Option<Result<u8>> {
         machine::INIT => Some(machine::init_main(rest).map(|()| 0)),
         machine::ENTER => Some(machine::enter_main(rest)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_are_told() {
+        let side = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
+        let parted = sides(&[side(&["n1"]), side(&["n2", "n3", "outside"])]);
+        assert_eq!(parted, "cut off from each other: n1  |  n2, n3, outside\nundo with: skep lab heal");
+        assert_eq!(sides(&[side(&["n1", "n2"])]), "together again: n1, n2");
     }
 }

@@ -29,7 +29,7 @@ impl Cluster {
     pub fn up(what: &str, nodes: usize, managers: usize) -> Result<Self> {
         let name = format!("{what}-{}", std::process::id());
         let plan = Plan { name: name.clone(), nodes, managers, stage: Stage::Swarm };
-        let cluster = Self { lab: Lab::up(&plan, &program("skep")?)?, name };
+        let cluster = Self { lab: Lab::up(&plan, &program("skep")?, &mut |_| {})?, name };
         let image = program("whoami.tar")?;
         for node in cluster.lab.nodes() {
             cluster.lab.skep_ok(&node, &["image", "load", "--input", &image.to_string_lossy()])?;

@@ -52,7 +52,7 @@ fn docker_makes_a_swarm_and_runs_services() -> Result<()> {
     for (i, client) in clients.iter().enumerate() {
         let name = format!("docker{i}-{}", std::process::id());
         let plan = Plan { name: name.clone(), nodes: 3, managers: 3, stage: Stage::Daemons };
-        let lab = Lab::up(&plan, &program("skep")?)?;
+        let lab = Lab::up(&plan, &program("skep")?, &mut |_| {})?;
         let tried = walk(&Docker { client, lab: &lab });
         Lab::down(&name)?;
         tried.with_context(|| format!("with {}", client.display()))?;

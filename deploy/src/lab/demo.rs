@@ -23,7 +23,7 @@ const REQUESTS: usize = 12;
 pub fn run(exe: &Path, image: &Path, name: &str, nodes: usize, say: &mut dyn FnMut(&str)) -> Result<()> {
     let plan = Plan { name: name.to_owned(), nodes, managers: nodes.min(3), stage: Stage::Swarm };
     let begun = Instant::now();
-    let shown = Lab::up(&plan, exe).and_then(|lab| {
+    let shown = Lab::up(&plan, exe, say).and_then(|lab| {
         say(&line(begun, &format!("lab up: {nodes} nodes in namespaces, swarm initialised and joined")));
         steps(&lab, image, say)
     });

@@ -110,6 +110,16 @@ impl Layout {
         self.run.join(machine).join("init")
     }
 
+    /// Between which machines the cable of a machine runs.
+    pub fn cable_file(&self, machine: &str) -> PathBuf {
+        self.run.join(machine).join("cable")
+    }
+
+    /// A node's daemon: its process id and start time.
+    pub fn daemon_file(&self, node: &str) -> PathBuf {
+        self.run.join(node).join("daemon")
+    }
+
     /// The cgroup above the containers of all nodes, relative to each controller's root.
     pub fn cgroup(&self) -> String {
         format!("skep-lab-{}", self.name)
@@ -148,7 +158,8 @@ pub fn address(machine: &str, count: usize) -> Result<Ipv4Addr, Error> {
     Ok(Ipv4Addr::new(192, 168, 77, number))
 }
 
-/// Reads the groups of a partition (`n1,n2` `n3`). Machines that are named nowhere stay with the first group.
+/// Reads the groups of a partition (`n1,n2` `n3`). Machines that are named nowhere stay with the first group; of one
+/// group alone, they are the other side.
 pub fn partition(groups: &[String], count: usize) -> Result<Vec<BTreeSet<String>>, Error> {
     if groups.is_empty() {
         return Err(Error::NoGroups);

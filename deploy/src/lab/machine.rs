@@ -72,6 +72,13 @@ impl Init {
         (started(init.pid) == Some(init.started)).then_some(init)
     }
 
+    /// A machine that was started and not written down, because whoever did it was killed in between: found by its
+    /// arguments, which name the file.
+    pub fn unrecorded(file: &Path) -> Option<Self> {
+        let file = file.to_str()?;
+        find(|args| matches!(args, [_, INIT, _, of, "first"] if *of == file)).into_iter().next()
+    }
+
     /// Pulls the plug and waits until everything on the machine has ended.
     pub fn kill(&self) -> Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
@@ -89,6 +96,20 @@ impl Init {
         command.args([ENTER, &self.pid.to_string(), program]);
         command
     }
+}
+
+/// Every running process whose arguments fit.
+pub fn find(fits: impl Fn(&[&str]) -> bool) -> Vec<Init> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = processes.flatten().filter_map(|p| p.file_name().to_str()?.parse::<i32>().ok());
+    let found = pids.filter_map(|pid| {
+        let started = started(pid)?;
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let line = String::from_utf8(line).ok()?;
+        let args: Vec<&str> = line.trim_end_matches('\0').split('\0').collect();
+        fits(&args).then_some(Init { pid, started })
+    });
+    found.collect()
 }
 
 /// Waits until the process behind a pidfd has ended.

@@ -1,17 +1,20 @@
 //! A cluster of many nodes on one machine: every node is a [`machine`] on a virtual switch, with a `skep daemon` in it.
 //!
 //! Decides nothing about the cluster: swarms are made with the `skep` command, as a person would. Safe to call again
-//! after a crash at any point: `up` takes down what is left and `down` finds it by name.
+//! after a crash at any point: `up` finishes what stands there half made and `down` finds all of it by name.
 
 pub mod demo;
 pub mod layout;
 pub mod machine;
 pub mod probe;
+mod repair;
 mod switch;
 mod teardown;
 
+pub use repair::Lack;
 pub use teardown::leftovers;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -45,7 +48,7 @@ pub struct Plan {
 }
 
 /// How far a lab is built.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Stage {
     /// Machines on a switch.
     Machines,
@@ -61,6 +64,10 @@ struct Record {
     nodes: usize,
     managers: usize,
     exe: PathBuf,
+    /// How far it shall be built.
+    stage: Stage,
+    /// The swarm was made; who is in it since then is the user's business.
+    swarm_made: bool,
 }
 
 /// A lab that exists.
@@ -79,28 +86,35 @@ pub struct NodeStatus {
     pub address: String,
     /// `manager`, `worker`, or `-` outside a swarm.
     pub role: String,
-    /// `up`, `daemon down` or `off`.
+    /// `up`, `no network` (its cable leads nowhere), `daemon down` or `off`.
     pub state: String,
     /// Engine API.
     pub socket: PathBuf,
 }
 
 impl Lab {
-    /// Brings a lab up. One that is up already and has the same size stays as it is, its machines that are off are turned
-    /// on; one of another size is an error; what a crash left is taken down first. `exe` is the `skep` program that its
-    /// machines run.
-    pub fn up(plan: &Plan, exe: &Path) -> Result<Self> {
+    /// Brings a lab up. One that stands keeps what it has and is given what it lacks, whether an interrupted `up`, a
+    /// dead switch or a killed node left it so; of another size, it is an error. `say` hears what was found and done
+    /// where that is not plain making. `exe` is the `skep` program that its machines run.
+    pub fn up(plan: &Plan, exe: &Path, say: &mut dyn FnMut(&str)) -> Result<Self> {
         layout::check_size(plan.nodes, plan.managers)?;
         let layout = Layout::new(&plan.name)?;
         let exe = exe.canonicalize().with_context(|| format!("{} is not there", exe.display()))?;
-        if let Some(lab) = Self::standing(plan)? {
-            return Ok(lab);
+        match Self::open(&plan.name) {
+            Ok(lab) => return lab.finish(plan, exe, say),
+            Err(_) if leftovers(&plan.name).is_empty() => {}
+            Err(error) => {
+                let why = if layout.file().exists() { format!("{error:#}") } else { "its record is gone".to_owned() };
+                say(&format!("remains of an earlier lab {} can't be used and are taken down: {why}", plan.name));
+                teardown::remove(&layout)?;
+            }
         }
-        teardown::remove(&layout)?;
-        let lab = Self { layout, record: Record { nodes: plan.nodes, managers: plan.managers, exe } };
+        let (nodes, managers) = (plan.nodes, plan.managers);
+        let record = Record { nodes, managers, exe, stage: plan.stage, swarm_made: false };
+        let mut lab = Self { layout, record };
         fs::create_dir_all(lab.layout.run_dir())?;
-        machine::write_atomically(&lab.layout.file(), &serde_json::to_vec_pretty(&lab.record)?)?;
-        let built = lab.build(plan.stage);
+        lab.remember()?;
+        let built = lab.complete();
         if built.is_err()
             && let Err(error) = teardown::remove(&lab.layout)
         {
@@ -109,26 +123,29 @@ impl Lab {
         built.map(|()| lab)
     }
 
-    /// The lab that is asked for, if it stands.
-    fn standing(plan: &Plan) -> Result<Option<Self>> {
-        let Ok(lab) = Self::open(&plan.name) else { return Ok(None) };
-        if lab.init(SWITCH).is_err() {
-            return Ok(None);
-        }
-        let Record { nodes, managers, .. } = lab.record;
+    /// Gives a lab that is there what it lacks of what is asked for now and was before.
+    fn finish(mut self, plan: &Plan, exe: PathBuf, say: &mut dyn FnMut(&str)) -> Result<Self> {
+        let (name, nodes, managers) = (&plan.name, self.record.nodes, self.record.managers);
         if (nodes, managers) != (plan.nodes, plan.managers) {
             bail!(
-                "lab {} is up with {nodes} nodes, {managers} of them managers; take it down first: skep lab down --name {}",
-                plan.name,
-                plan.name
+                "lab {name} is there with {nodes} nodes, {managers} of them managers; take it down first: skep lab down \
+                 --name {name}"
             );
         }
-        for machine in lab.nodes().into_iter().chain([OUTSIDE.to_owned()]) {
-            if lab.init(&machine).is_err() {
-                lab.restart(&machine)?;
-            }
+        self.record.stage = self.record.stage.max(plan.stage);
+        self.record.exe = exe;
+        self.remember()?;
+        let lacks: Vec<String> = self.lacks().iter().map(Lack::to_string).collect();
+        if lacks.is_empty() {
+            say(&format!("lab {name} is up already, nothing is changed"));
+            return Ok(self);
         }
-        Ok(Some(lab))
+        say(&format!("lab {name} is there and not whole: {}; putting that right", lacks.join(", ")));
+        self.complete().with_context(|| {
+            format!("lab {name} could not be made whole; take it down and make it anew: skep lab down --name {name}")
+        })?;
+        say(&format!("lab {name} is whole again"));
+        Ok(self)
     }
 
     /// The lab with this name, as `up` left it.
@@ -155,40 +172,10 @@ impl Lab {
         names
     }
 
-    fn build(&self, stage: Stage) -> Result<()> {
-        self.boot(SWITCH)?;
-        switch::make(&self.init(SWITCH)?)?;
-        self.boot(OUTSIDE)?;
-        self.plug_in(OUTSIDE)?;
-        for node in self.nodes() {
-            self.boot(&node)?;
-            self.plug_in(&node)?;
-            if stage >= Stage::Daemons {
-                self.start_daemon(&node)?;
-            }
-        }
-        if stage >= Stage::Daemons {
-            for node in self.nodes() {
-                self.wait_for_daemon(&node)?;
-            }
-        }
-        if stage >= Stage::Swarm { self.make_swarm() } else { Ok(()) }
-    }
-
-    fn boot(&self, name: &str) -> Result<()> {
-        let file = self.layout.init_file(name);
-        fs::create_dir_all(self.layout.run_dir().join(name))?;
-        Init::boot(&self.record.exe, &file, name).map(|_| ())
-    }
-
-    fn plug_in(&self, name: &str) -> Result<()> {
-        let address = layout::address(name, self.record.nodes)?;
-        switch::plug_in(&self.init(SWITCH)?, &self.init(name)?, name, address)
-    }
-
     /// The first process of a machine that runs.
     pub fn init(&self, name: &str) -> Result<Init> {
-        Init::read(&self.layout.init_file(name)).with_context(|| {
+        let file = self.layout.init_file(name);
+        Init::read(&file).or_else(|| Init::unrecorded(&file)).with_context(|| {
             format!("machine {name} of lab {} is off; start it with: skep lab restart {name}", self.layout.name())
         })
     }
@@ -225,7 +212,14 @@ impl Lab {
 
     /// Process id of a node's daemon, as the host sees it, if it runs.
     pub fn daemon_pid(&self, node: &str) -> Option<i32> {
-        Init::read(&self.layout.run_dir().join(node).join("daemon")).map(|d| d.pid)
+        self.daemon(node).map(|d| d.pid)
+    }
+
+    /// A node's daemon. One that was started and not written down, because `up` was killed in between, counts.
+    fn daemon(&self, node: &str) -> Option<Init> {
+        let data_dir = self.layout.node_data_dir(node).display().to_string();
+        let is_it = |args: &[&str]| args.get(1) == Some(&"daemon") && args.contains(&data_dir.as_str());
+        Init::read(&self.layout.daemon_file(node)).or_else(|| machine::find(is_it).into_iter().next())
     }
 
     fn start_daemon(&self, node: &str) -> Result<()> {
@@ -257,7 +251,7 @@ impl Lab {
         let helper = i32::try_from(child.id())?;
         let pid = until(DAEMON_DEADLINE, "the daemon's process", || first_child(helper))?;
         let started = machine::started(pid).context("the daemon ended at once; see its log")?;
-        machine::write_atomically(&dir.join("daemon"), &serde_json::to_vec(&Init { pid, started })?)
+        machine::write_atomically(&layout.daemon_file(node), &serde_json::to_vec(&Init { pid, started })?)
     }
 
     fn wait_for_daemon(&self, node: &str) -> Result<()> {
@@ -270,26 +264,6 @@ impl Lab {
             let last: Vec<&str> = log.lines().rev().take(5).collect();
             format!("daemon of {node}; its last words:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"))
         })
-    }
-
-    fn make_swarm(&self) -> Result<()> {
-        let (managers, all) = (self.record.managers, self.nodes());
-        let Some((first, others)) = all.split_first() else { return Ok(()) };
-        let address = self.address(first)?;
-        self.skep_ok(first, &["swarm", "init", "--advertise-addr", &address])?;
-        let token = |role: &str| -> Result<String> {
-            Ok(self.skep_ok(first, &["swarm", "join-token", "--quiet", role])?.trim().to_owned())
-        };
-        let (manager, worker) = (token("manager")?, token("worker")?);
-        for (i, node) in others.iter().enumerate() {
-            let token = if i + 1 < managers { &manager } else { &worker };
-            let own = self.address(node)?;
-            self.skep_ok(
-                node,
-                &["swarm", "join", "--advertise-addr", &own, "--token", token, &format!("{address}:2377")],
-            )?;
-        }
-        Ok(())
     }
 
     // ---- what people do to a lab --------------------------------------------------------------------------------
@@ -331,13 +305,13 @@ impl Lab {
     /// Kills a node's daemon, and nothing else, with SIGKILL.
     pub fn kill_daemon(&self, node: &str) -> Result<()> {
         self.known_node(node)?;
-        let file = self.layout.run_dir().join(node).join("daemon");
-        Init::read(&file).with_context(|| format!("the daemon of {node} is not running"))?.kill()
+        self.daemon(node).with_context(|| format!("the daemon of {node} is not running"))?.kill()
     }
 
     /// Turns a machine on that is off; one that is on loses its daemon to SIGKILL and gets a new one, as after a crash.
     pub fn restart(&self, machine: &str) -> Result<()> {
         layout::address(machine, self.record.nodes)?;
+        self.init(SWITCH).with_context(|| format!("first: skep lab up --name {}", self.layout.name()))?;
         if self.init(machine).is_err() {
             self.boot(machine)?;
             self.plug_in(machine)?;
@@ -351,15 +325,18 @@ impl Lab {
         self.wait_for_daemon(machine)
     }
 
-    /// Cuts the network between groups of machines, each written `n1,n2`.
-    pub fn partition(&self, groups: &[String]) -> Result<()> {
-        switch::partition(&self.init(SWITCH)?, &layout::partition(groups, self.record.nodes)?)
+    /// Cuts the network between groups of machines, each written `n1,n2`, and says which sides that makes.
+    pub fn partition(&self, groups: &[String]) -> Result<Vec<BTreeSet<String>>> {
+        let sides = layout::partition(groups, self.record.nodes)?;
+        switch::partition(&self.init(SWITCH)?, &sides)?;
+        Ok(sides)
     }
 
-    /// Undoes every partition.
-    pub fn heal(&self) -> Result<()> {
-        let all = layout::nodes(self.record.nodes).chain([OUTSIDE.to_owned()]).collect();
-        switch::partition(&self.init(SWITCH)?, &[all])
+    /// Undoes every partition, and says who is together again.
+    pub fn heal(&self) -> Result<BTreeSet<String>> {
+        let all: BTreeSet<String> = layout::nodes(self.record.nodes).chain([OUTSIDE.to_owned()]).collect();
+        switch::partition(&self.init(SWITCH)?, std::slice::from_ref(&all))?;
+        Ok(all)
     }
 
     /// Every node as it is now.
@@ -367,10 +344,11 @@ impl Lab {
         self.nodes()
             .into_iter()
             .map(|name| {
-                let state = match (self.init(&name).is_ok(), self.daemon_pid(&name)) {
-                    (false, _) => "off",
-                    (true, None) => "daemon down",
-                    (true, Some(_)) => "up",
+                let state = match (self.init(&name).is_ok(), self.cable(&name), self.daemon_pid(&name)) {
+                    (false, _, _) => "off",
+                    (true, _, None) => "daemon down",
+                    (true, false, Some(_)) => "no network",
+                    (true, true, Some(_)) => "up",
                 };
                 Ok(NodeStatus {
                     address: self.address(&name)?,

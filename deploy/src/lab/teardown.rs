@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use super::layout::Layout;
-use super::machine::Init;
+use super::machine::{self, Init};
 
 /// How long the kernel may take to let go of what killed processes held.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -17,11 +17,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Removes everything that belongs to the lab.
 pub(super) fn remove(layout: &Layout) -> Result<()> {
     let mut errors = Vec::new();
-    for machine in subdirectories(layout.run_dir()) {
-        if let Some(init) = Init::read(&machine.join("init"))
-            && let Err(error) = init.kill()
-        {
-            errors.push(format!("{}: {error}", machine.display()));
+    for init in machines(layout) {
+        if let Err(error) = init.kill() {
+            errors.push(format!("process {}: {error}", init.pid));
         }
     }
     for root in cgroup_roots() {
@@ -39,6 +37,19 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
         }
     }
     if errors.is_empty() { Ok(()) } else { bail!("lab {} is not wholly down: {}", layout.name(), errors.join("; ")) }
+}
+
+/// The first processes of the lab's machines: those that are written down, and by their arguments those that an `up`
+/// which was killed could not write down.
+fn machines(layout: &Layout) -> Vec<Init> {
+    let mut inits: Vec<Init> =
+        subdirectories(layout.run_dir()).iter().filter_map(|machine| Init::read(&machine.join("init"))).collect();
+    let of_lab = |args: &[&str]| match args {
+        [_, machine::INIT, _, file, "first"] => Path::new(file).starts_with(layout.run_dir()),
+        _ => false,
+    };
+    inits.extend(machine::find(of_lab));
+    inits
 }
 
 /// What is left of a lab on this machine: processes, mounts, cgroups, files. Namespaces and links need no look of their

@@ -89,7 +89,7 @@ fn run(name: &str, docker: bool) -> Result<Vec<f64>> {
     let name = format!("bench-{name}");
     let _fresh = [Fresh::disk()?, Fresh::memory()?];
     let stage = if docker { Stage::Machines } else { Stage::Swarm };
-    let lab = Lab::up(&Plan { name: name.clone(), nodes: 3, managers: 3, stage }, &program("skep")?)?;
+    let lab = Lab::up(&Plan { name: name.clone(), nodes: 3, managers: 3, stage }, &program("skep")?, &mut |_| {})?;
     let client = if docker { PathBuf::from("/usr/bin/docker") } else { program("skep")? };
     let mut contestant = Contestant { lab, client, docker, first: String::new() };
     let measured = contestant.measure();
