@@ -1,6 +1,8 @@
 //! Subnet, gateway and VNI of a new network.
 
-use skep_proto::v1::IpamConfig;
+use std::sync::Arc;
+
+use skep_proto::v1::{IpamConfig, Node};
 use skep_state::State;
 use skep_state::subnet::{Subnet, format_address, parse_address};
 
@@ -25,6 +27,11 @@ pub(crate) struct Plan {
 pub(crate) enum Error {
     #[error("subnet {wanted} overlaps with {other} of network {network}: choose another one")]
     Overlap { wanted: Subnet, other: Subnet, network: String },
+    #[error(
+        "subnet {wanted} holds {address}, the address of node {node}: the network would cut that node off from the others; \
+         choose a subnet that no machine around has addresses in"
+    )]
+    NodeInside { wanted: Subnet, address: String, node: String },
     #[error("no subnet is left in the default address pools: name one, or remove networks")]
     NoSubnet,
     #[error("all {} VXLAN network identifiers are in use", LAST_VNI - FIRST_VNI + 1)]
@@ -40,9 +47,18 @@ pub(crate) fn plan(state: &State, config: &IpamConfig) -> Result<Plan, Error> {
             Some((other, network)) => {
                 return Err(Error::Overlap { wanted, other: *other, network: (*network).to_owned() });
             }
-            None => wanted,
+            None => match node_addresses(state).find(|(address, _)| wanted.contains(*address)) {
+                Some((address, node)) => {
+                    return Err(Error::NodeInside { wanted, address: format_address(address), node: name(&node) });
+                }
+                None => wanted,
+            },
         },
-        Err(_) => cut(state, &used).ok_or(Error::NoSubnet)?,
+        Err(_) => {
+            let hosts = node_addresses(state).filter_map(|(address, _)| Some((Subnet::of(address, 32)?, "")));
+            let taken: Vec<(Subnet, &str)> = used.iter().copied().chain(hosts).collect();
+            cut(state, &taken).ok_or(Error::NoSubnet)?
+        }
     };
     let gateway = match parse_address(&config.gateway) {
         Some(gateway) => format_address(gateway),
@@ -52,6 +68,23 @@ pub(crate) fn plan(state: &State, config: &IpamConfig) -> Result<Plan, Error> {
     vnis.sort_unstable();
     let vni = (FIRST_VNI..=LAST_VNI).find(|vni| vnis.binary_search(vni).is_err()).ok_or(Error::NoVni)?;
     Ok(Plan { vni, subnet, gateway })
+}
+
+/// The addresses by which nodes reach each other. What else their machines route to, nobody here knows.
+fn node_addresses(state: &State) -> impl Iterator<Item = (u32, Arc<Node>)> + '_ {
+    state.nodes().flat_map(|node| {
+        let seen = node.status.as_ref().map(|s| s.address.as_str());
+        let data_path = node.description.as_ref().map(|d| d.data_path_address.as_str());
+        let manager = node.manager.as_ref().map(|m| m.address.as_str());
+        let texts = [seen, data_path, manager].into_iter().flatten();
+        let host = |text: &str| parse_address(text.rsplit_once(':').map_or(text, |(host, _)| host));
+        texts.filter_map(host).map(|address| (address, Arc::clone(node))).collect::<Vec<_>>()
+    })
+}
+
+fn name(node: &Node) -> String {
+    let hostname = node.description.as_ref().map_or("", |d| d.hostname.as_str());
+    if hostname.is_empty() { node.id.clone() } else { hostname.to_owned() }
 }
 
 /// The first subnet of the pools that overlaps with none in use.
