@@ -283,6 +283,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_epoch_is_no_date() {
+        assert_eq!(created(&json!({ "Created": 0 })), "N/A");
+        assert!(created(&json!({ "Created": 1 })).ends_with("years ago"));
+    }
+
+    #[test]
     fn references_are_split_at_the_tag() {
         for (reference, expected) in [
             ("busybox", ("busybox", "")),

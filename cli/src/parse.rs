@@ -348,11 +348,7 @@ mod tests {
         for port in ["8080:80", "8000-8002:80-82/udp", "published=8080,target=80,protocol=tcp,mode=host"] {
             publish(port).unwrap();
         }
-        for text in [
-            "type=bind,source=/srv,target=/data,readonly",
-            "type=volume,source=name,target=/data",
-            "type=tmpfs,target=/tmp,tmpfs-size=64m",
-        ] {
+        for text in ["type=bind,source=/srv,target=/data,readonly", "type=tmpfs,target=/tmp,tmpfs-size=64m"] {
             mount(text).unwrap();
         }
         for file in

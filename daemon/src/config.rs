@@ -66,7 +66,17 @@ struct File {
     gateway_subnet: Option<String>,
     log_format: Option<LogFormat>,
     log_level: Option<String>,
+    #[serde(default, deserialize_with = "labels")]
     labels: Option<Vec<String>>,
+}
+
+/// How labels are written.
+const LABELS: &str = "write labels as a list of name=value: labels = [\"zone=a\", \"disk=ssd\"]";
+
+/// A list of texts; for everything else, the error shows one.
+fn labels<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    let value = toml::Value::deserialize(deserializer)?;
+    value.try_into().map(Some).map_err(|_| serde::de::Error::custom(LABELS))
 }
 
 /// What the daemon runs with.
@@ -186,7 +196,7 @@ fn check(config: Config) -> Result<Config, Error> {
         return bad("cgroup-parent", &config.cgroup_parent, "give a path below the cgroup root, such as skep");
     }
     if let Some(label) = config.labels.iter().find(|l| l.split_once('=').is_none_or(|(name, _)| name.is_empty())) {
-        return bad("labels", label, "write a label as name=value");
+        return bad("labels", label, LABELS);
     }
     Ok(config)
 }
@@ -219,8 +229,46 @@ mod tests {
     }
 
     #[test]
+    fn the_example_names_every_setting_and_shows_the_defaults() -> Result<(), Box<dyn std::error::Error>> {
+        let text = include_str!("../../docs/skep.toml");
+        assert_eq!(toml::from_str::<File>(text)?, File::default(), "as it is, it sets nothing");
+        // A setting is a line whose mark is followed by no blank.
+        let is_setting = |line: &&str| line.starts_with(|c: char| c.is_ascii_lowercase());
+        let set: String = text
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(is_setting))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let shown: File = toml::from_str(&set)?;
+        // The error for an unknown key names all that there are.
+        let error = toml::from_str::<File>("no-such-key = 1").map(|_| ()).map_err(|e| e.message().to_owned());
+        let Err(error) = error else { return Err("an unknown key is accepted".into()) };
+        let known: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+        assert!(known.len() > 10, "{error}");
+        for key in known {
+            assert!(set.contains(&format!("\n{key} = ")) || set.starts_with(&format!("{key} = ")), "{key} is missing");
+        }
+        let (mut config, default) = (merge(&Options::default(), shown)?, merge(&Options::default(), File::default())?);
+        assert!(!config.advertise_addr.is_empty() && !config.data_path_addr.is_empty() && !config.labels.is_empty());
+        // What has no fixed default is an example there, and 0 stands for the usual port.
+        config.advertise_addr.clone_from(&default.advertise_addr);
+        config.data_path_addr.clone_from(&default.data_path_addr);
+        config.labels.clone_from(&default.labels);
+        assert_eq!(std::mem::take(&mut config.data_path_port), 4789);
+        assert_eq!(config, default);
+        Ok(())
+    }
+
+    #[test]
     fn wrong_settings_are_named() {
         assert!(toml::from_str::<File>("data-dri = '/a'").is_err(), "unknown keys are errors");
+        for text in ["labels = { zone = 'a' }", "labels = 'zone=a'", "[labels]\nzone = 'a'", "labels = [1]"] {
+            let error = toml::from_str::<File>(text).map(|_| ()).map_err(|e| e.to_string());
+            assert!(error.as_ref().is_err_and(|e| e.contains("labels = [\"zone=a\"")), "{text}: {error:?}");
+        }
+        let file = File { labels: Some(vec!["zone".into()]), ..File::default() };
+        let error = merge(&Options::default(), file).map(|_| ()).map_err(|e| e.to_string());
+        assert!(error.as_ref().is_err_and(|e| e.contains("labels = [\"zone=a\"")), "{error:?}");
         let table = [
             (Options { data_dir: Some("relative".into()), ..Options::default() }, "data-dir"),
             (Options { hosts: vec!["tcp://0.0.0.0:2375".into()], ..Options::default() }, "host"),

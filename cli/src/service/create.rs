@@ -61,7 +61,7 @@ pub(crate) struct Args {
     /// Service mode: replicated, global
     #[arg(long, default_value = "replicated")]
     mode: String,
-    /// Mount into the containers: type=bind,source=/srv,target=/data,readonly; type=volume,source=name,target=/data; or type=tmpfs,target=/tmp,tmpfs-size=64m
+    /// Mount into the containers: type=bind,source=/srv,target=/data,readonly or type=tmpfs,target=/tmp,tmpfs-size=64m
     #[arg(long = "mount")]
     mounts: Vec<String>,
     /// Service name

@@ -78,7 +78,7 @@ struct Add {
     /// Add or replace a label of the service: name=value
     #[arg(long)]
     label_add: Vec<String>,
-    /// Add or replace a mount: type=bind,source=/srv,target=/data,readonly; type=volume,source=name,target=/data; or type=tmpfs,target=/tmp,tmpfs-size=64m
+    /// Add or replace a mount: type=bind,source=/srv,target=/data,readonly or type=tmpfs,target=/tmp,tmpfs-size=64m
     #[arg(long)]
     mount_add: Vec<String>,
     /// Join a network: its name, or name=net,alias=db

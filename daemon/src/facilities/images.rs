@@ -141,12 +141,8 @@ impl ImagesFacility {
 }
 
 fn failure(error: &skep_image::Error) -> Failure {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text.push_str(&format!(": {inner}"));
-        cause = inner.source();
-    }
+    // What a cause says is often said above it already.
+    let text = crate::identity::causes(error);
     use skep_image::Error as E;
     match error {
         E::NotFound(_) => Failure::NotFound(text),
@@ -236,5 +232,20 @@ impl io::Write for ChunkWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_that_is_said_already_is_not_said_again() {
+        let cause = || io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends early");
+        let repeats = skep_image::Error::Archive { why: cause().to_string(), source: Some(cause()) };
+        let text = failure(&repeats).to_string();
+        assert_eq!(text.matches("the archive ends early").count(), 1, "{text}");
+        let adds = skep_image::Error::Archive { why: "its third file".to_owned(), source: Some(cause()) };
+        assert!(failure(&adds).to_string().ends_with("its third file: the archive ends early"), "{}", failure(&adds));
     }
 }
