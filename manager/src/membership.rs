@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use crate::action::put;
 use crate::ca::{Membership, NewNode};
-use crate::control::{Control, now_ns, raft_error, store_error};
+use crate::control::{Control, is_leaderless, leaderless, now_ns, raft_error, store_error};
 use crate::store;
 
 /// How long a read or a write may take, elections included.
@@ -77,7 +77,7 @@ impl Members {
                 Err(status) if status.code() == Code::Unavailable && Instant::now() < until => {
                     // An election is over before this; what isn't, the caller has to know.
                     if tokio::time::timeout(Duration::ZERO, self.0.raft.leaderless()).await.is_ok() {
-                        return Err(status);
+                        return Err(if is_leaderless(&status) { status } else { leaderless(Some(status.message())) });
                     }
                     again = true;
                 }

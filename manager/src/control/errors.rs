@@ -18,7 +18,13 @@ const LEADERLESS: &str = "skep-leaderless";
 
 /// There is no leader, and has not been one for a while.
 pub(crate) fn leaderless(why: Option<&str>) -> Status {
-    let text = why.map_or_else(|| NO_LEADER.to_owned(), |why| format!("{NO_LEADER} ({why})"));
+    let why = why.unwrap_or_default();
+    // What to do is said in every such answer, and once.
+    let text = match (why, why.contains(raft::FORCE)) {
+        ("", _) => format!("{NO_LEADER} ({})", raft::FORCE),
+        (why, true) => format!("{NO_LEADER} ({why})"),
+        (why, false) => format!("{NO_LEADER} ({why}; {})", raft::FORCE),
+    };
     let mut status = Status::unavailable(text);
     status.metadata_mut().insert(LEADERLESS, tonic::metadata::MetadataValue::from_static("1"));
     status
@@ -109,4 +115,24 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_without_a_leader_says_once_what_to_do() {
+        let lost = raft::Error::NoQuorum { reachable: 1, needed: 2, voters: 3 };
+        let unknown = raft::Error::OutcomeUnknown { waited: std::time::Duration::from_secs(1), why: lost.to_string() };
+        for status in [
+            raft(raft::Error::NotLeader { leader: None }),
+            raft(lost),
+            raft(unknown),
+            leaderless(None),
+            leaderless(Some("2 managers of 3 are needed")),
+        ] {
+            assert_eq!(status.message().matches("force-new-cluster").count(), 1, "{}", status.message());
+        }
+    }
 }

@@ -16,7 +16,7 @@ mod secrets;
 mod services;
 mod tasks;
 
-pub(crate) use errors::{raft as raft_error, store as store_error, word};
+pub(crate) use errors::{is_leaderless, leaderless, raft as raft_error, store as store_error, word};
 pub use route::InProcess;
 
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use tonic::{Request, Response, Status};
 use crate::line::Line;
 use crate::liveness::Liveness;
 use crate::peer::{Peer, require_manager};
-use crate::raft::{Dialer, Raft};
+use crate::raft::{self, Dialer, Raft};
 use crate::store::{self, Store, View};
 
 /// How long one call may take on the leader, forwarding and elections included.
@@ -80,8 +80,26 @@ impl Control {
 
     /// The state, known to be no older than the moment of the call.
     async fn current(&self) -> Result<View, Status> {
-        self.raft.read_barrier(CALL_DEADLINE).await.map_err(errors::raft)?;
+        self.raft.read_barrier(CALL_DEADLINE).await.map_err(|error| match error {
+            raft::Error::NotLeader { leader: None } => self.leaderless(None),
+            error => errors::raft(error),
+        })?;
         Ok(self.store.view())
+    }
+
+    /// What to answer where no leader is known; `last`: what the last one asked said. A manager that was demoted hears of
+    /// none any more, though the swarm may well have one.
+    fn leaderless(&self, last: Option<&str>) -> Status {
+        if let Some(error) = self.raft.failure() {
+            return errors::raft(error);
+        }
+        if nodes::demoted(&self.store.view().state, self.raft.id()) {
+            return Status::unavailable("this node was demoted and is no manager any more: ask another manager");
+        }
+        // Who of them is reachable, only a leader knows.
+        let voters = self.raft.members().iter().filter(|member| member.voter).count();
+        let group = format!("{} of the swarm's {voters} managers are needed", voters / 2 + 1);
+        errors::leaderless(Some(&last.map_or(group.clone(), |last| format!("{group}; last answer: {last}"))))
     }
 
     /// What `check` finds fit to be removed, once the tasks of services that were removed before have ended: clients

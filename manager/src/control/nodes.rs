@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use skep_plan::validate;
 use skep_proto::v1::{
-    Empty, GetRequest, ListNodesRequest, ListNodesResponse, Node, NodeState, ObjectKind, RemoveNodeRequest,
+    Empty, GetRequest, ListNodesRequest, ListNodesResponse, Node, NodeState, ObjectKind, RemoveNodeRequest, Role,
     UpdateNodeRequest, object,
 };
 use skep_state::State;
@@ -12,6 +12,7 @@ use tonic::Status;
 
 use super::{Control, errors};
 use crate::action::{put, remove as remove_object};
+use crate::raft;
 
 /// One node by id, prefix or host name.
 pub(super) async fn get(control: &Control, request: GetRequest) -> Result<Node, Status> {
@@ -33,6 +34,9 @@ pub(super) async fn update(control: &Control, request: UpdateNodeRequest) -> Res
     let spec = request.spec.ok_or_else(|| Status::invalid_argument("a node needs a spec"))?;
     let mut next = node.as_ref().clone();
     next.spec = Some(validate::node(&view.state, &node, spec).map_err(errors::invalid)?);
+    if role(&node) == Role::Manager && role(&next) == Role::Worker {
+        may_demote(control, &view.state, &node)?;
+    }
     next.meta.get_or_insert_default().version = request.version;
     control.change(vec![put(object::Kind::Node(next))]).await?;
     let stored = control.store.view().state.node(&node.id);
@@ -62,6 +66,43 @@ pub(super) async fn remove(control: &Control, request: RemoveNodeRequest) -> Res
     actions.push(remove_object(ObjectKind::Node, &node.id, version));
     control.change(actions).await?;
     Ok(Empty {})
+}
+
+/// Whether the manager with this number in the consensus group is wanted no more as one.
+pub(super) fn demoted(state: &State, raft_id: u64) -> bool {
+    state.nodes().any(|n| n.manager.as_ref().is_some_and(|m| m.raft_id == raft_id) && role(n) == Role::Worker)
+}
+
+fn role(node: &Node) -> Role {
+    node.spec.as_ref().map_or(Role::Worker, |spec| spec.role())
+}
+
+/// Refuses a demotion after which the managers that remain could decide nothing. Those that are on their way out
+/// already don't count among them.
+fn may_demote(control: &Control, state: &State, node: &Node) -> Result<(), Status> {
+    let Some(manager) = &node.manager else { return Ok(()) };
+    let others = state.nodes().filter(|other| other.id != node.id);
+    let managers: Vec<(&Arc<Node>, u64)> = others.filter_map(|n| Some((n, n.manager.as_ref()?.raft_id))).collect();
+    let leaving = managers.iter().filter(|(n, _)| role(n) == Role::Worker).map(|(_, id)| *id).collect();
+    match control.raft.enough_without(manager.raft_id, &leaving) {
+        Err(raft::Error::WouldLoseQuorum { reachable, needed, .. }) => {
+            let down = managers.iter().filter(|(n, id)| role(n) == Role::Manager && !control.raft.reachable(*id));
+            let down: Vec<String> = down.map(|(n, _)| hostname(n)).collect();
+            Err(Status::failed_precondition(format!(
+                "manager {} can't be demoted now: {reachable} of the managers that remain would be reachable and {needed} \
+                 are needed; bring {} back, or demote the managers that are down first",
+                hostname(node),
+                down.join(", ")
+            )))
+        }
+        // Whatever else is in the way shows when the leader takes it out of the group, and is tried again there.
+        _ => Ok(()),
+    }
+}
+
+fn hostname(node: &Node) -> String {
+    let name = node.description.as_ref().map_or("", |d| d.hostname.as_str());
+    if name.is_empty() { node.id.clone() } else { name.to_owned() }
 }
 
 fn find(state: &State, reference: &str) -> Result<Arc<Node>, Status> {

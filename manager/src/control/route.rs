@@ -142,8 +142,8 @@ impl<'a> Router<'a> {
     }
 
     fn exhausted(&self) -> Status {
-        let why = self.last.as_ref().filter(|s| !errors::is_leaderless(s));
-        errors::leaderless(why.map(|s| format!("last answer: {}", s.message())).as_deref())
+        let last = self.last.as_ref().filter(|s| !errors::is_leaderless(s));
+        self.control.leaderless(last.map(Status::message))
     }
 }
 

@@ -5,6 +5,10 @@ use std::time::Duration;
 use super::Leader;
 use super::types::TypeConfig;
 
+/// What to do where there is no quorum. The words of the `docker` command; `skep` puts its own name there.
+pub(crate) const FORCE: &str = "nothing can be changed until more managers are back; if they are lost for good, \
+                                \"docker swarm init --force-new-cluster\" on one that is left goes on with all services";
+
 /// A refused or unfinished call.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -12,17 +16,16 @@ pub enum Error {
     /// Another manager has to be asked.
     #[error("this manager does not lead the cluster; {}", match leader {
         Some(leader) => format!("ask manager {:x} at {}", leader.id, leader.address),
-        None => "no leader is known at the moment: the managers are electing one, or too few of them are reachable".into(),
+        None => format!(
+            "no leader is known at the moment: the managers are electing one, or too few of them are reachable; {FORCE}"
+        ),
     })]
     NotLeader {
         /// The leader, where one is known.
         leader: Option<Leader>,
     },
     /// Too few managers answer. Nothing was changed.
-    #[error(
-        "{reachable} of {voters} managers are reachable and {needed} are needed: nothing can be changed until more of them \
-         are back; if they are lost for good, force a new cluster on one manager"
-    )]
+    #[error("{reachable} of {voters} managers are reachable and {needed} are needed: {FORCE}")]
     NoQuorum {
         /// Voters that answered recently, this one included.
         reachable: usize,
@@ -83,8 +86,8 @@ pub enum Error {
     },
     /// The managers that would remain could not decide anything.
     #[error(
-        "without manager {id:x} only {reachable} of the {needed} managers needed for a quorum would be reachable; bring \
-         the unreachable managers back or remove those first"
+        "without manager {id:x}, {reachable} of the managers that remain would be reachable and {needed} are needed: bring \
+         those back that are down, or demote them first"
     )]
     WouldLoseQuorum {
         /// The id asked for.
@@ -114,7 +117,7 @@ pub enum Error {
         reason: String,
     },
     /// This node's consensus engine has ended.
-    #[error("this manager's raft engine has stopped: {reason}")]
+    #[error("this manager takes no part in the cluster's decisions any more: {reason}")]
     Stopped {
         /// Why.
         reason: String,
@@ -159,6 +162,12 @@ impl Error {
 
 impl From<openraft::errors::Fatal<TypeConfig>> for Error {
     fn from(fatal: openraft::errors::Fatal<TypeConfig>) -> Self {
-        Self::Stopped { reason: fatal.to_string() }
+        let reason = match fatal {
+            openraft::errors::Fatal::Stopped => {
+                "it was demoted, has left, or is being shut down; ask another manager".to_owned()
+            }
+            broken => format!("{broken}; see this node's log, then restart its daemon"),
+        };
+        Self::Stopped { reason }
     }
 }

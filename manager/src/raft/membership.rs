@@ -98,7 +98,15 @@ impl Inner {
         if !voters.contains(&id) {
             return Ok(false);
         }
-        let rest: Vec<u64> = voters.into_iter().filter(|voter| *voter != id).collect();
+        self.enough_without(id, &BTreeSet::new()).map(|()| true)
+    }
+
+    /// Whether those could decide that remain after a member and `others`, which are on their way out already. Known to
+    /// the leader only.
+    pub(crate) fn enough_without(&self, id: u64, others: &BTreeSet<u64>) -> Result<()> {
+        let metrics = self.metrics();
+        let leaving = |voter: &u64| *voter == id || others.contains(voter);
+        let rest: Vec<u64> = metrics.membership_config.voter_ids().filter(|voter| !leaving(voter)).collect();
         if rest.is_empty() {
             return Err(Error::LastMember { id });
         }
@@ -107,7 +115,7 @@ impl Inner {
         if reachable < needed {
             return Err(Error::WouldLoseQuorum { id, reachable, needed });
         }
-        Ok(true)
+        Ok(())
     }
 
     pub(crate) fn members(&self) -> Vec<Member> {

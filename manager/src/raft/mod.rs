@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 pub use config::Config;
+pub(crate) use error::FORCE;
 pub use error::{Error, Result};
 pub use service::Service;
 
@@ -302,6 +303,11 @@ impl Raft {
         self.inner.remove_member(id, self.inner.config.change_limit).await
     }
 
+    /// This manager's own number in the group.
+    pub fn id(&self) -> u64 {
+        self.inner.config.node
+    }
+
     /// The managers, as this node knows them.
     pub fn members(&self) -> Vec<Member> {
         self.inner.members()
@@ -312,6 +318,15 @@ impl Raft {
         let metrics = self.inner.metrics();
         let leads = self.inner.leadership.borrow().leader.as_ref().is_some_and(|leader| leader.id == id);
         leads || self.inner.reachable(&metrics, id)
+    }
+
+    /// Whether those could decide that remain after manager `id` and `others`, which are on their way out already. To be
+    /// asked on the leader: it alone knows who is reachable.
+    ///
+    /// # Errors
+    /// `WouldLoseQuorum`, `LastMember`.
+    pub fn enough_without(&self, id: u64, others: &std::collections::BTreeSet<u64>) -> Result<()> {
+        self.inner.enough_without(id, others)
     }
 
     /// Hands leadership to the manager that is closest behind and returns it.
