@@ -4,17 +4,18 @@
 //! A step that fails keeps no other step from being tried. Every failure is laid at somebody's door: at the sandbox if
 //! the step was about a link of it, else at the namespace of the step.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use futures::future::join_all;
-use skep_net_kernel::conntrack::{self, Filter, Tuple};
+use skep_net_kernel::conntrack::{self, Entry, Filter, Tuple};
 use skep_net_kernel::link::{
     self, Bridge, Change, Fdb, FdbPlace, IpNet, Neighbour, Port, VethEnd, Vxlan, absent_is_fine, present_is_fine,
 };
 use skep_net_plan::{
-    FdbKey, Flush, Link, LinkKind, Mac, Op, Place, Planned, PolicyRule, PortFlags, Route, RouteKey, Step, Subnet,
+    Called, FdbKey, Flush, Link, LinkKind, Mac, Op, Place, Planned, PolicyRule, PortFlags, Route, RouteKey, Step,
+    Subnet,
 };
 
 use crate::error::{Error, Result};
@@ -326,18 +327,7 @@ pub(crate) async fn flush(wires: &Wires, flushes: Vec<Flush>) -> Vec<(Flush, Arc
     for (place, flushes) in by_place {
         // A namespace that is gone took its connections along.
         let Some(wire) = wires.get(&place) else { continue };
-        let namespace = wire.namespace.clone();
-        let filters: Vec<_> = flushes.iter().map(filter).collect();
-        let work = move || -> conntrack::Result<()> {
-            let mut socket = conntrack::Socket::open(&namespace)?;
-            for _ in 0..FLUSH.1 {
-                if !socket.delete_any(&filters, FLUSH.0)?.more {
-                    break;
-                }
-            }
-            Ok(())
-        };
-        if let Err(error) = blocking(work).await.and_then(|inner| Ok(inner?)) {
+        if let Err(error) = flush_in(wire, &flushes).await {
             let error = Arc::new(error);
             failed.extend(flushes.into_iter().map(|flush| (flush, error.clone())));
         }
@@ -345,15 +335,41 @@ pub(crate) async fn flush(wires: &Wires, flushes: Vec<Flush>) -> Vec<(Flush, Arc
     failed
 }
 
+async fn flush_in(wire: &Wire, flushes: &[Flush]) -> Result<()> {
+    let mut own = BTreeSet::new();
+    if flushes.iter().any(|f| f.destination == Some(Called::Own)) {
+        own.extend(wire.link.addresses().await?.into_iter().map(|a| a.net.address));
+    }
+    let namespace = wire.namespace.clone();
+    let wanted: Vec<_> = flushes.iter().map(|f| (filter(f), f.destination == Some(Called::Own))).collect();
+    // What all have in common is left to the kernel.
+    let protocol = flushes.first().and_then(|f| f.protocol).filter(|p| flushes.iter().all(|f| f.protocol == Some(*p)));
+    let shared = Filter { protocol: protocol.map(|p| p.number()), ..Filter::default() };
+    let work = move || -> conntrack::Result<()> {
+        let mut socket = conntrack::Socket::open(&namespace)?;
+        let called = |to: IpAddr| to.is_loopback() || own.contains(&to);
+        let any =
+            |e: &Entry| wanted.iter().any(|(f, own)| f.matches(e) && (!own || called(e.original.destination.ip())));
+        for _ in 0..FLUSH.1 {
+            if !socket.delete_where(&shared, any, FLUSH.0)?.more {
+                break;
+            }
+        }
+        Ok(())
+    };
+    Ok(blocking(work).await??)
+}
+
 fn filter(flush: &Flush) -> Filter {
+    let destination = match flush.destination {
+        Some(Called::Address(address)) => Some(address.into()),
+        // Looked up where the flush is done.
+        Some(Called::Own) | None => None,
+    };
     Filter {
         v6: false,
         protocol: flush.protocol.map(|p| p.number()),
-        original: Tuple {
-            destination: flush.destination.map(Into::into),
-            destination_port: flush.port,
-            ..Tuple::default()
-        },
+        original: Tuple { destination, destination_port: flush.port, ..Tuple::default() },
         reply: Tuple { source: flush.endpoint.map(Into::into), ..Tuple::default() },
     }
 }

@@ -80,8 +80,8 @@ fn add(batch: &mut Batch, op: &NftOp) {
             let elements: Vec<_> = elements.iter().map(|(key, value)| element(key, value)).collect();
             batch.add_elements(&table(t), set, &elements)
         }
-        NftOp::DelElements { table: t, set, keys } => {
-            let elements: Vec<_> = keys.iter().map(|key| element(key, &Value::None)).collect();
+        NftOp::DelElements { table: t, set, elements } => {
+            let elements: Vec<_> = elements.iter().map(|(key, _)| element(key, &Value::None)).collect();
             batch.delete_elements(&table(t), set, &elements)
         }
     };

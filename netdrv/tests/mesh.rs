@@ -297,6 +297,51 @@ async fn a_sandbox_waits_for_its_namespace_and_a_network_goes_with_its_balancer(
     Ok(())
 }
 
+/// Flows of others to a port that is published here too pass through the node, or lead from it to somewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn udp_flows_of_others_to_a_published_port_stay_and_the_nodes_own_move() -> Result<()> {
+    use skep_net_kernel::conntrack::{Filter, Socket, Tuple};
+    if !privileged() {
+        return Ok(());
+    }
+    let mut c = Cluster::new(1, &[("t1", 0)]).await?;
+    let (node, client) = (c.machines[0].node.namespace.clone(), c.topology.client.clone());
+    let tracked = |to: Ipv4Addr| {
+        let original = Tuple { destination: Some(to.into()), destination_port: Some(UDP_PORT), ..Tuple::default() };
+        let filter = Filter { protocol: Some(17), original, ..Filter::default() };
+        anyhow::Ok(Socket::open(&node)?.list(&filter, 10)?.into_iter().map(|e| e.id).collect::<Vec<_>>())
+    };
+    let foreign = node.udp_socket((c.address(0), 0).into())?;
+    foreign.send_to(b"x", (client.address, UDP_PORT))?;
+    let held = tracked(client.address)?;
+    ensure!(held.len() == 1, "{held:?}");
+    for ready in [false, true] {
+        let own = client.namespace.udp_socket((client.address, 0).into())?;
+        own.set_nonblocking(false)?;
+        own.set_read_timeout(Some(Duration::from_millis(200)))?;
+        own.connect((c.address(0), UDP_PORT))?;
+        // It is tracked to whom it leads now.
+        own.send(b"who")?;
+        eventually("tracked", || async {
+            ensure!(!tracked(c.address(0))?.is_empty());
+            Ok(())
+        })
+        .await?;
+        c.tasks[0].ready = ready;
+        c.apply().await?;
+        eventually("its own flow moved", || async {
+            let mut buffer = [0; 64];
+            // Where nobody answers, that is told.
+            let _ = own.send(b"who");
+            ensure!(own.recv(&mut buffer).is_ok() == ready);
+            Ok(())
+        })
+        .await?;
+        ensure!(tracked(client.address)? == held, "ready: {ready}: {:?}", tracked(client.address)?);
+    }
+    Ok(())
+}
+
 /// A connection from a port of one's choice.
 fn connect_from(port: u16, to: (Ipv4Addr, u16)) -> Result<std::net::TcpStream> {
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};

@@ -202,31 +202,15 @@ impl Socket {
         Ok(count.unwrap_or(u32::MAX))
     }
 
-    /// Deletes the entries that match any of the filters, at most `limit` of them: one walk over the table, however many
-    /// filters there are.
-    pub fn delete_any(&mut self, filters: &[Filter], limit: usize) -> Result<Deleted> {
-        let Some(first) = filters.first() else {
-            return Ok(Deleted { count: 0, more: false });
-        };
-        for filter in filters {
-            filter.check()?;
-            if filter.is_empty() {
-                return Err(Error::EmptyFilter);
-            }
-        }
+    /// Deletes the entries that `any` wants, at most `limit` of them, of those that match `shared`: one walk over the table,
+    /// with only what `shared` says left to the kernel, so that it may say nothing.
+    pub fn delete_where(&mut self, shared: &Filter, any: impl Fn(&Entry) -> bool, limit: usize) -> Result<Deleted> {
+        shared.check()?;
         // The kernel has one table for all namespaces and walks over the whole of it, for milliseconds.
         if self.count()? == 0 {
             return Ok(Deleted { count: 0, more: false });
         }
-        // What all have in common is left to the kernel.
-        let common = |same: bool| first.protocol.filter(|_| same);
-        let shared = Filter {
-            v6: first.v6,
-            protocol: common(filters.iter().all(|f| f.protocol == first.protocol)),
-            ..Filter::default()
-        };
-        let any = |e: &Entry| filters.iter().any(|f| f.matches(e));
-        let found = self.find(&shared, limit.saturating_add(1), any)?;
+        let found = self.find(shared, limit.saturating_add(1), |e| shared.matches(e) && any(e))?;
         self.delete_found(&found, limit)
     }
 
@@ -363,7 +347,9 @@ impl Filter {
         Ok(())
     }
 
-    fn matches(&self, entry: &Entry) -> bool {
+    /// Whether every condition holds of the entry.
+    #[must_use]
+    pub fn matches(&self, entry: &Entry) -> bool {
         self.protocol.is_none_or(|p| p == entry.protocol)
             && self.original.matches(&entry.original)
             && self.reply.matches(&entry.reply)

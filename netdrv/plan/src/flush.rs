@@ -7,9 +7,18 @@ use imbl::ordmap::DiffItem;
 
 use crate::desired::Protocol;
 use crate::diff::{Op, Step};
-use crate::nft::NftOp;
+use crate::nft::{NftOp, Value};
 use crate::slots::{Front, Slots};
 use crate::space::Place;
+
+/// The address that a client called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Called {
+    /// This one.
+    Address(Ipv4Addr),
+    /// Any that the namespace itself has, loopback included.
+    Own,
+}
 
 /// Delete the tracked connections of a namespace that match every given condition.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +28,7 @@ pub struct Flush {
     /// Transport protocol.
     pub protocol: Option<Protocol>,
     /// The address that the client called.
-    pub destination: Option<Ipv4Addr>,
+    pub destination: Option<Called>,
     /// The port that the client called.
     pub port: Option<u16>,
     /// The endpoint that answers.
@@ -64,7 +73,7 @@ pub fn flushes(before: &Slots, after: &Slots, steps: &[Step]) -> Vec<Flush> {
 
 fn udp(network: &str, front: Front, endpoint: Option<Ipv4Addr>) -> Option<Flush> {
     let (destination, port) = match front {
-        Front::Vip(vip) => (Some(vip), None),
+        Front::Vip(vip) => (Some(Called::Address(vip)), None),
         Front::Port(Protocol::Udp, port) => (None, Some(port)),
         Front::Port(Protocol::Tcp, _) => return None,
     };
@@ -72,24 +81,27 @@ fn udp(network: &str, front: Front, endpoint: Option<Ipv4Addr>) -> Option<Flush>
     Some(Flush { place, protocol: Some(Protocol::Udp), destination, port, endpoint })
 }
 
-/// The node's own UDP ports that now lead elsewhere.
+/// The node's own UDP ports that now lead elsewhere. Others' flows to the same port pass through the node, or lead from
+/// it to somewhere: what led to a container or balancer is known by who answered, what was untranslated by whom it called.
 fn host_ports(op: &NftOp) -> Vec<Flush> {
-    let keys: Vec<&Vec<u8>> = match op {
-        NftOp::AddElements { elements, .. } => elements.iter().map(|(key, _)| key).collect(),
-        NftOp::DelElements { keys, .. } => keys.iter().collect(),
+    let (elements, removed) = match op {
+        NftOp::AddElements { elements, .. } => (elements, false),
+        NftOp::DelElements { elements, .. } => (elements, true),
         _ => return Vec::new(),
     };
     let udp = Protocol::Udp.number();
-    let port = |key: &Vec<u8>| match key.as_slice() {
-        [proto, _, _, _, hi, lo, ..] if *proto == udp => Some(u16::from_be_bytes([*hi, *lo])),
-        _ => None,
+    let flush = |(key, value): &(Vec<u8>, Value)| {
+        let port = match key.as_slice() {
+            [proto, _, _, _, hi, lo, ..] if *proto == udp => u16::from_be_bytes([*hi, *lo]),
+            _ => return None,
+        };
+        let led_to = match value {
+            Value::Bytes(bytes) => bytes.first_chunk::<4>().map(|a| Ipv4Addr::from(*a)),
+            _ => None,
+        };
+        // One whose end isn't known had none that could be tracked.
+        let (destination, endpoint) = if removed { (None, Some(led_to?)) } else { (Some(Called::Own), None) };
+        Some(Flush { place: Place::Host, protocol: Some(Protocol::Udp), destination, port: Some(port), endpoint })
     };
-    let flush = |port| Flush {
-        place: Place::Host,
-        protocol: Some(Protocol::Udp),
-        destination: None,
-        port: Some(port),
-        endpoint: None,
-    };
-    keys.into_iter().filter_map(port).map(flush).collect()
+    elements.iter().filter_map(flush).collect()
 }

@@ -24,7 +24,7 @@ pub use desired::{
     ServiceNetwork, Underlay,
 };
 pub use diff::{Op, Phase, Step, diff};
-pub use flush::{Flush, flushes};
+pub use flush::{Called, Flush, flushes};
 pub use names::{Answer, NameTable};
 pub use nft::{
     Base, Chain, ChainKind, Chains, Data, Elements, Family, Field, Hook, NftOp, Rule, SeenTable, Set, Table, Value,

@@ -81,7 +81,7 @@ fn one_endpoint_changes_one_element_of_a_map() {
         for op in ops {
             match op {
                 NftOp::AddElements { set, elements, .. } => *changed.entry(set.clone()).or_insert(0) += elements.len(),
-                NftOp::DelElements { set, keys, .. } => *changed.entry(set.clone()).or_insert(0) += keys.len(),
+                NftOp::DelElements { set, elements, .. } => *changed.entry(set.clone()).or_insert(0) += elements.len(),
                 NftOp::FlushChain { .. } | NftOp::AddRule { .. } => {}
                 other => panic!("{other:?}"),
             }
@@ -126,6 +126,21 @@ fn a_dead_endpoint_is_flushed_and_a_draining_one_only_for_udp() {
         found.iter().filter(|f| f.protocol.is_none()).filter_map(|f| f.endpoint).collect::<Vec<_>>(),
         [ip(1, 13), ip(0, 13)]
     );
+}
+
+#[test]
+fn the_nodes_own_udp_flows_are_flushed_and_those_of_others_to_the_same_port_are_not() {
+    let nobody = made(&desired(vec![endpoint(1, false)]), &Slots::new());
+    let first = made(&desired(vec![endpoint(1, true)]), &nobody.slots);
+    let on_host = |before: &NodePlan, after: &NodePlan| -> Vec<_> {
+        let found = flushes(&before.slots, &after.slots, &steps(before, after));
+        let found = found.into_iter().filter(|f| f.place == Place::Host);
+        found.map(|f| (f.protocol, f.destination, f.port, f.endpoint)).collect()
+    };
+    let udp = Some(Protocol::Udp);
+    let balancer = Config::default().ingress_link.nth(2);
+    assert_eq!(on_host(&nobody, &first), [(udp, Some(Called::Own), Some(53), None)]);
+    assert_eq!(on_host(&first, &nobody), [(udp, None, Some(53), balancer)]);
 }
 
 #[test]

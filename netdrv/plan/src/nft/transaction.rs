@@ -17,8 +17,8 @@ pub enum NftOp {
     AddChain { table: (Family, String), chain: String, base: Option<Base> },
     /// Make a set without elements.
     AddSet { table: (Family, String), set: String, key: Vec<Field>, data: Data },
-    /// Remove elements by key.
-    DelElements { table: (Family, String), set: String, keys: Vec<Vec<u8>> },
+    /// Remove elements by key; the values are those that they were found to have.
+    DelElements { table: (Family, String), set: String, elements: Vec<(Vec<u8>, Value)> },
     /// Add elements.
     AddElements { table: (Family, String), set: String, elements: Vec<(Vec<u8>, Value)> },
     /// Remove all rules of a chain.
@@ -118,19 +118,19 @@ fn diff_table(id: &(Family, String), seen: &SeenTable, wanted: &Table, ops: &mut
 
 fn diff_elements(id: &(Family, String), name: &str, seen: Option<&Elements>, wanted: &Set, ops: &mut Vec<NftOp>) {
     let none = Elements::new();
-    let (mut keys, mut elements) = (Vec::new(), Vec::new());
+    let (mut old, mut new) = (Vec::new(), Vec::new());
     for item in seen.unwrap_or(&none).diff(&wanted.elements) {
-        if let DiffItem::Remove(key, _) | DiffItem::Update { old: (key, _), .. } = item {
-            keys.push(key.clone());
+        if let DiffItem::Remove(key, value) | DiffItem::Update { old: (key, value), .. } = item {
+            old.push((key.clone(), value.clone()));
         }
         if let DiffItem::Add(key, value) | DiffItem::Update { new: (key, value), .. } = item {
-            elements.push((key.clone(), value.clone()));
+            new.push((key.clone(), value.clone()));
         }
     }
-    if !keys.is_empty() {
-        ops.push(NftOp::DelElements { table: id.clone(), set: name.to_owned(), keys });
+    if !old.is_empty() {
+        ops.push(NftOp::DelElements { table: id.clone(), set: name.to_owned(), elements: old });
     }
-    if !elements.is_empty() {
-        ops.push(NftOp::AddElements { table: id.clone(), set: name.to_owned(), elements });
+    if !new.is_empty() {
+        ops.push(NftOp::AddElements { table: id.clone(), set: name.to_owned(), elements: new });
     }
 }

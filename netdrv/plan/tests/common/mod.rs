@@ -218,9 +218,9 @@ fn nft(tables: &mut BTreeMap<(Family, String), SeenTable>, op: &NftOp) {
         NftOp::AddSet { table, set, .. } => {
             assert!(tables.get_mut(&table).unwrap().sets.insert(set, Elements::new()).is_none());
         }
-        NftOp::DelElements { table, set, keys } => {
+        NftOp::DelElements { table, set, elements } => {
             let set = tables.get_mut(&table).unwrap().sets.get_mut(&set).unwrap();
-            keys.iter().for_each(|k| assert!(set.remove(k).is_some(), "no element"));
+            elements.iter().for_each(|(k, v)| assert_eq!(set.remove(k).as_ref(), Some(v), "no such element"));
         }
         NftOp::AddElements { table, set, elements } => {
             let table = tables.get_mut(&table).unwrap();
