@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use rustix::fs::fstat;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// Magic number of the kernel's namespace file system (`NSFS_MAGIC`).
@@ -230,6 +231,14 @@ impl Namespace {
             Ok(listener)
         })?;
         made.map_err(os(format!("listen on TCP {address}")))
+    }
+
+    /// A non-blocking TCP socket of this namespace that is connected to nothing yet.
+    pub fn tcp_socket(&self, v6: bool) -> Result<TcpStream> {
+        let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+        let made =
+            self.run(|| socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None));
+        Ok(made?.map_err(os_errno("open a TCP socket"))?.into())
     }
 
     /// A blocking TCP connection to `address`, made inside this namespace within `timeout`.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, ResponseCode};
 use skep_net_kernel::ns::Namespace;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// Deadline of a question, all servers together.
@@ -76,9 +76,10 @@ impl Upstream {
 
     async fn by_stream(&self, question: &[u8], server: SocketAddr) -> Option<(Vec<u8>, ResponseCode)> {
         let node = self.node.clone();
-        let connected = tokio::task::spawn_blocking(move || node.tcp_connect(server, ONE)).await.ok()?.ok()?;
-        connected.set_nonblocking(true).ok()?;
-        let mut stream = TcpStream::from_std(connected).ok()?;
+        // Only the socket is made on a helper thread: nobody but this task waits for a server.
+        let v6 = server.is_ipv6();
+        let socket = tokio::task::spawn_blocking(move || node.tcp_socket(v6)).await.ok()?.ok()?;
+        let mut stream = TcpSocket::from_std_stream(socket).connect(server).await.ok()?;
         let sent = with_id(question, random_id());
         let mut framed = u16::try_from(sent.len()).ok()?.to_be_bytes().to_vec();
         framed.extend(&sent);
@@ -117,4 +118,70 @@ fn with_id(message: &[u8], id: [u8; 2]) -> Vec<u8> {
 fn random_id() -> [u8; 2] {
     let [a, b, ..] = RandomState::new().build_hasher().finish().to_ne_bytes();
     [a, b]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::print_stdout)]
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use hickory_proto::op::Query;
+    use hickory_proto::rr::{Name, RecordType};
+    use skep_net_kernel::link::{Bridge, Handle, IpNet, Neighbour};
+
+    use super::*;
+
+    /// A server that takes packets and never says anything.
+    const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+
+    /// A namespace in which packets to [`NOWHERE`] leave for nobody.
+    async fn black_hole() -> Namespace {
+        let node = Namespace::create_unnamed().unwrap();
+        let link = Handle::open(&node).unwrap();
+        link.add_bridge(&Bridge { name: "hole", up: true, ..Bridge::default() }).await.unwrap();
+        let device = link.index("hole").await.unwrap();
+        link.add_address(device, IpNet::new(Ipv4Addr::new(192, 0, 2, 1), 24)).await.unwrap();
+        let mac = skep_net_kernel::link::Mac::of(NOWHERE);
+        link.replace_neighbour(&Neighbour { device, address: NOWHERE.into(), mac }).await.unwrap();
+        node
+    }
+
+    /// Containers may ask as they like: whoever else needs a helper thread gets one.
+    #[test]
+    fn a_server_that_is_silent_holds_no_helper_thread() {
+        if !rustix::process::geteuid().is_root() {
+            println!("UNTESTED: upstream servers (needs root)");
+            return;
+        }
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(2).max_blocking_threads(4).enable_all().build().unwrap();
+        let found = runtime.block_on(async {
+            let upstream = Upstream::new(black_hole().await);
+            let mut question = Message::query();
+            question.add_query(Query::query(Name::from_ascii("example.org.").unwrap(), RecordType::A));
+            let question = question.to_vec().unwrap();
+            let mut asking = tokio::task::JoinSet::new();
+            let begun = Arc::new(AtomicUsize::new(0));
+            for _ in 0..32 {
+                let (upstream, question, begun) = (upstream.clone(), question.clone(), begun.clone());
+                let servers = [SocketAddr::from((NOWHERE, 53)); 2];
+                asking.spawn(async move {
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    upstream.ask(&question, &servers, false).await
+                });
+            }
+            let all = timeout(Duration::from_secs(10), async {
+                while begun.load(Ordering::Relaxed) < 32 {
+                    tokio::task::yield_now().await;
+                }
+            });
+            all.await.unwrap();
+            let helper = timeout(Duration::from_secs(1), tokio::task::spawn_blocking(|| ())).await;
+            let waiting = asking.try_join_next().is_none();
+            asking.abort_all();
+            (helper.is_ok(), waiting)
+        });
+        assert_eq!(found, (true, true), "(a helper thread was free, the server was silent)");
+    }
 }
