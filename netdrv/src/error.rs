@@ -71,6 +71,12 @@ pub enum Error {
         /// The subnet.
         subnet: Subnet,
     },
+    /// Sandboxes that an earlier daemon left could not be read yet.
+    #[error("gateway addresses wait until sandboxes of an earlier daemon can be read ({sandboxes}); trying again")]
+    Unread {
+        /// Their ids.
+        sandboxes: String,
+    },
     /// A helper thread was lost.
     #[error("a helper thread of the network driver ended unexpectedly")]
     Lost,

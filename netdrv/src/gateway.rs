@@ -40,6 +40,11 @@ impl Leases {
         }
     }
 
+    /// The sandbox's address, if it has one already.
+    pub(crate) fn held(&self, sandbox: &str) -> Option<Ipv4Addr> {
+        self.held.get(sandbox).copied()
+    }
+
     /// The sandbox's address; a new one at the first call.
     pub(crate) fn lease(&mut self, sandbox: &str) -> Result<Ipv4Addr> {
         if let Some(address) = self.held.get(sandbox) {

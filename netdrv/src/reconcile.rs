@@ -4,6 +4,7 @@
 //! something failed isn't believed any more, so the next round reads it. There is no other path at start: the first
 //! round believes nothing, finds what an earlier daemon left, and changes only what differs.
 
+mod lease;
 mod look;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use skep_net_plan::{
 };
 use tokio::sync::watch;
 
+use lease::Unread;
 pub(crate) use look::Look;
 
 use crate::apply::{self, Failure, Wires};
@@ -44,6 +46,7 @@ pub(crate) struct Reconciler {
     planner: Planner,
     slots: Slots,
     leases: Leases,
+    unread: Unread,
     resolvers: BTreeMap<String, Resolver>,
     book: watch::Sender<Arc<Book>>,
     /// The underlay's address and MTU, as last found.
@@ -80,6 +83,7 @@ impl Reconciler {
         let desired = Arc::new(Desired::default());
         Ok(Self {
             planner: Planner::new(names.clone()),
+            unread: Unread::new(pins.open_sandboxes()?),
             names,
             pins,
             opening,
@@ -154,21 +158,24 @@ impl Reconciler {
             self.report(&failures, &BTreeSet::new());
             return Ok(Outcome::Settled);
         }
+        // Before anything is read: what is found is taken for a lease if it is of this subnet.
+        self.leases.set_subnet(self.desired.gateway);
         // One that was only just made has nothing yet that could be as wanted.
         let new = Seen::default();
         let trusted: BTreeSet<Place> =
             self.believed.iter().filter(|(_, seen)| ***seen != new).map(|(place, _)| place.clone()).collect();
         let seen = self.look(look, &mut failures).await;
         let mtu = self.underlay_mtu(look == Look::Around).await?;
-        if look == Look::Around {
-            self.bridged = self.is_bridged().await?;
+        // Also before the node's namespace is planned for the first time: ports that are isolated for a moment cut flows.
+        if look == Look::Around || !self.believed.contains_key(&Place::Host) {
+            self.bridged = self.is_bridged(seen.get(&Place::Host)).await?;
         }
         let desired = self.desired.clone();
-        let sandboxes = self.lease(&mut failures);
+        let (sandboxes, complete) = self.lease(&seen, &mut failures);
         let facts = Facts { mtu, sandboxes, slots: self.slots.clone(), bridged: self.bridged };
         let mut wanted = self.planner.next(&desired, &facts);
         // Namespaces that can't be read can't be worked on.
-        wanted.spaces.retain(|place, _| seen.contains_key(place));
+        wanted.spaces.retain(|place, _| seen.contains_key(place) && (complete || *place != Place::Host));
         let steps = diff(&seen, &self.believed, &wanted.spaces, &self.names);
         self.count_drift(look, &trusted, &steps);
         failures.extend(apply::apply(&mut self.wires, &steps, &wanted.spaces).await);
@@ -209,6 +216,7 @@ impl Reconciler {
         }
         self.resolvers.retain(|id, _| open.contains(id));
         self.leases.retain(|id| open.contains(id));
+        self.unread.retain(|id| open.contains(id));
         let wanted = open
             .iter()
             .map(|id| (Place::Sandbox(id.clone()), self.pins.sandbox(id)))
@@ -230,9 +238,12 @@ impl Reconciler {
         let wire = match place {
             // Only its opener makes a sandbox, and hands it over then.
             Place::Sandbox(id) if self.opening.contains(id) => return Ok(()),
-            Place::Sandbox(_) => match blocking(move || Namespace::open(&path)).await? {
+            Place::Sandbox(id) => match blocking(move || Namespace::open(&path)).await? {
                 Ok(namespace) => Wire::open(namespace)?,
-                Err(ns::Error::NotFound { .. } | ns::Error::NotANamespace { .. }) => return Ok(()),
+                Err(ns::Error::NotFound { .. } | ns::Error::NotANamespace { .. }) => {
+                    self.unread.forget(id);
+                    return Ok(());
+                }
                 Err(error) => return Err(error.into()),
             },
             _ => {
@@ -256,6 +267,9 @@ impl Reconciler {
         }
         self.wires.insert(place.clone(), opened.wire);
         if opened.made {
+            if let Place::Sandbox(id) = place {
+                self.unread.forget(id);
+            }
             self.believed.insert(place.clone(), Arc::new(Seen::default()));
         }
     }
@@ -270,22 +284,6 @@ impl Reconciler {
             Place::Balancer(network) => self.slots = without(&self.slots, |key| key.network == *network),
             Place::Host => {}
         }
-    }
-
-    /// Open sandboxes with their gateway addresses.
-    fn lease(&mut self, failures: &mut Vec<Failure>) -> BTreeMap<String, Option<Ipv4Addr>> {
-        self.leases.set_subnet(self.desired.gateway);
-        let mut leases = BTreeMap::new();
-        for place in self.wires.keys() {
-            let Place::Sandbox(id) = place else { continue };
-            let wants = self.desired.attachments.get(id).is_some_and(|s| s.gateway);
-            let lease = wants.then(|| self.leases.lease(id)).transpose().unwrap_or_else(|error| {
-                failures.push(Failure { culprit: place.clone(), place: place.clone(), error });
-                None
-            });
-            leases.insert(id.clone(), lease);
-        }
-        leases
     }
 
     /// What the kernel told while steps were carried out is our own doing, where they were. If somebody else did something

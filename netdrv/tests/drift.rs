@@ -1,9 +1,8 @@
-//! What an admin breaks is mended; what a daemon's end and start must not disturb isn't.
+//! What an admin breaks is mended.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
 
-use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,6 @@ use skep_net_kernel::link::Handle;
 use skep_net_kernel::nft;
 use skep_net_kernel::ns::Namespace;
 use skep_net_testkit::eventually;
-use skep_netdrv::{Desired, Driver};
 
 /// Everything works again, from everywhere.
 async fn healed(c: &Cluster, what: &str) -> Result<()> {
@@ -232,48 +230,5 @@ async fn others_links_and_tables_are_left_alone() -> Result<()> {
     .await?;
     node.link.index("skepfoo").await?;
     ensure!(socket.tables()?.iter().any(|t| t.table == table), "a table of others is gone");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_disturbs_nothing() -> Result<()> {
-    if !privileged() {
-        return Ok(());
-    }
-    let mut c = Cluster::new(2, &[("t1", 0), ("t2", 1)]).await?;
-    let gateway = c.gateway_address("t1")?;
-    let client = c.topology.client.namespace.clone();
-    // An open connection through the mesh.
-    let mut stream = client.tcp_connect((c.address(0), PORT).into(), Duration::from_secs(2))?;
-    let generation = |ns: &Namespace| anyhow::Ok(nft::Socket::open(ns)?.generation()?.id);
-    let balancer = c.balancer(0, "id-ing")?;
-    let before = (generation(&balancer)?, generation(&c.machines[0].node.namespace)?, generation(&c.inside("t1")?)?);
-
-    c.machines[0].driver.take().unwrap().stop().await;
-    expect(
-        "without a driver",
-        &client,
-        (c.address(0), PORT),
-        false,
-        &[format!("t1 {}", c.topology.client.address), format!("t2 {}", c.topology.client.address)],
-    )
-    .await?;
-    let known = Arc::new(c.desired(0));
-    c.machines[0].desired.send_replace(Arc::new(Desired::default()));
-    let driver = Driver::start(c.machines[0].config.clone(), c.machines[0].desired.subscribe()).await?;
-    c.machines[0].driver = Some(driver);
-    healed(&c, "nothing known yet").await?;
-    c.machines[0].desired.send_replace(known);
-    c.settled().await?;
-    let after = (generation(&balancer)?, generation(&c.machines[0].node.namespace)?, generation(&c.inside("t1")?)?);
-    ensure!(before == after, "rulesets changed: {before:?} -> {after:?}");
-    ensure!(c.gateway_address("t1")? == gateway, "another gateway address");
-    ensure!(c.status(0).repaired == 0, "{:?}", c.status(0));
-
-    stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     Ok(())
 }

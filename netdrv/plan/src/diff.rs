@@ -94,7 +94,8 @@ pub enum Op {
 
 /// The steps from `seen` to `wanted`, in order. `believed` is what the last application left (the same as `seen` when
 /// the kernel wasn't read). Namespaces that are wanted but not seen are taken to be new and empty; those that are seen
-/// but not wanted are left to the caller, which removes them as a whole. A namespace that is seen to be the wanted image
+/// but not wanted are left to the caller, which removes them as a whole. Links into a namespace that isn't wanted, for
+/// it can't be read, stay as they are. A namespace that is seen to be the wanted image
 /// itself is passed over, and of what is shared with it nothing is looked at: the cost is that of what differs.
 #[must_use]
 pub fn diff(
@@ -116,7 +117,7 @@ pub fn diff(
             anew: anew.get(place).unwrap_or(&no_links),
             steps: &mut steps,
         };
-        one.links(seen, space);
+        one.links(seen, space, wanted);
         one.layer3(seen, space);
         one.firewall(seen, space);
         one.removals(seen, space);
@@ -139,6 +140,8 @@ fn anew(
         for (name, link) in &space.links {
             match &link.kind {
                 LinkKind::Veth { peer } if !here && !open.contains(&peer.place) => continue,
+                // Nobody knows what the namespace of the other end holds.
+                LinkKind::Veth { peer } if !wanted.contains_key(&peer.place) => continue,
                 LinkKind::Veth { .. } => {}
                 _ if !here => continue,
                 _ => {}
@@ -224,9 +227,13 @@ impl One<'_> {
         self.steps.push(Step { place: self.place.clone(), phase, op });
     }
 
-    fn links(&mut self, seen: &Seen, wanted: &Space) {
+    fn links(&mut self, seen: &Seen, wanted: &Space, all: &BTreeMap<Place, Planned>) {
         for (name, link) in &wanted.links {
             let found = seen.links.get(name).filter(|_| !self.anew.contains(name));
+            let leads_nowhere = matches!(&link.kind, LinkKind::Veth { peer } if !all.contains_key(&peer.place));
+            if found.is_none() && leads_nowhere {
+                continue;
+            }
             if self.anew.contains(name) && link.kind != LinkKind::End {
                 if seen.links.contains_key(name) {
                     self.push(Phase::Unlink, Op::DelLink { name: name.clone() });

@@ -196,3 +196,22 @@ fn only_our_links_are_ours() {
         assert!(name.len() <= 15);
     }
 }
+
+/// A namespace that can't be read is left out of what is wanted.
+#[test]
+fn links_into_a_namespace_that_cant_be_read_stay_as_they_are() {
+    let mut p = made(&desired(vec![endpoint(2, true), endpoint(4, true)]), &Slots::new());
+    let unread = Place::Sandbox("t2".into());
+    let mut kernel = settled(&p);
+    p.spaces.remove(&unread);
+    kernel.remove(&unread);
+    // All others are read, as allocations of their own.
+    let found = steps_from(&kernel, &Kernel::new(), &p);
+    assert!(found.is_empty(), "{found:?}");
+    let port = Config::port_link("t2");
+    for (place, link) in [(Place::Host, Config::default().gateway_link("t2")), (balancer("app"), port)] {
+        kernel.get_mut(&place).unwrap().links.remove(&link);
+        let found = steps_from(&kernel, &Kernel::new(), &p);
+        assert!(!found.iter().any(|s| matches!(&s.op, Op::AddLink { .. } | Op::SetUp { .. })), "{found:?}");
+    }
+}

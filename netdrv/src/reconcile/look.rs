@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep_net_kernel::link::IpNet;
-use skep_net_plan::{FrontKey, Place, Seen, Slots, slots_of};
+use skep_net_plan::{Family, FrontKey, Place, Seen, Slots, slots_of};
 
 use super::Reconciler;
 use crate::apply::Failure;
@@ -74,6 +74,9 @@ impl Reconciler {
                     if believed.is_none() {
                         adopt(place, &found, &mut self.slots, &mut self.leases);
                     }
+                    if let Place::Sandbox(id) = place {
+                        self.unread.forget(id);
+                    }
                     seen.insert(place.clone(), Arc::new(found));
                 }
                 Err(error) => failures.push(Failure { culprit: place.clone(), place: place.clone(), error }),
@@ -104,7 +107,7 @@ impl Reconciler {
     }
 
     /// Whether packets that cross the node's bridges are translated on the way, and we can do our part.
-    pub(super) async fn is_bridged(&mut self) -> Result<bool> {
+    pub(super) async fn is_bridged(&mut self, seen: Option<&Arc<Seen>>) -> Result<bool> {
         let Some(node) = self.wires.get_mut(&Place::Host) else { return Err(Error::Stopped) };
         let namespace = node.namespace.clone();
         // Where there is no such setting, there is no such thing.
@@ -112,6 +115,9 @@ impl Reconciler {
         if !setting.is_ok_and(|value| value == "1") {
             return Ok(false);
         }
+        // An earlier daemon's table shows as well what this kernel can.
+        let shown = || seen.filter(|s| s.tables.keys().any(|(family, _)| *family == Family::Bridge)).map(|_| true);
+        self.filters_frames = self.filters_frames.or_else(shown);
         if let Some(known) = self.filters_frames {
             return Ok(known);
         }

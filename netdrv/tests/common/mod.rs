@@ -31,6 +31,8 @@ pub struct Task {
     /// Last byte of its addresses.
     pub number: u8,
     pub ready: bool,
+    /// Whether it is on the ingress network too.
+    pub ingress: bool,
 }
 
 pub struct Machine {
@@ -46,6 +48,8 @@ pub struct Cluster {
     /// Those of the first task on each host.
     pub host_ports: Vec<HostPort>,
     pub upstream: Vec<SocketAddr>,
+    /// Subnet of the gateway bridges.
+    pub gateway: Subnet,
     pub servers: BTreeMap<String, [Server; 2]>,
     pub generation: u64,
     pub topology: Topology,
@@ -102,12 +106,14 @@ impl Cluster {
             host: *host,
             number,
             ready: true,
+            ingress: true,
         });
         let mut cluster = Self {
             machines,
             tasks: tasks.collect(),
             host_ports: Vec::new(),
             upstream: Vec::new(),
+            gateway: Desired::default().gateway,
             servers: BTreeMap::new(),
             generation: 0,
             topology,
@@ -118,6 +124,26 @@ impl Cluster {
         }
         cluster.apply().await?;
         Ok(cluster)
+    }
+
+    /// One more task, once it is in force.
+    pub async fn add(&mut self, id: &str, host: usize) -> Result<()> {
+        let number = 11 + u8::try_from(self.tasks.len())?;
+        let task = Task { id: id.to_owned(), host, number, ready: true, ingress: true };
+        self.serve(&task).await?;
+        self.tasks.push(task);
+        self.apply().await
+    }
+
+    /// The driver of a host ends, and another begins that knows nothing yet.
+    pub async fn restart(&mut self, host: usize) -> Result<()> {
+        let machine = &mut self.machines[host];
+        if let Some(driver) = machine.driver.take() {
+            driver.stop().await;
+        }
+        machine.desired.send_replace(Arc::new(Desired::default()));
+        machine.driver = Some(Driver::start(machine.config.clone(), machine.desired.subscribe()).await?);
+        Ok(())
     }
 
     pub async fn serve(&mut self, task: &Task) -> Result<()> {
@@ -197,10 +223,8 @@ impl Cluster {
     /// What host `host` is told.
     pub fn desired(&self, host: usize) -> Desired {
         let addresses = |t: &Task| {
-            BTreeMap::from([
-                ("id-ing".to_owned(), Ipv4Addr::new(10, 0, 0, t.number)),
-                ("id-app".to_owned(), app(t.number)),
-            ])
+            let ingress = t.ingress.then(|| ("id-ing".to_owned(), Ipv4Addr::new(10, 0, 0, t.number)));
+            BTreeMap::from_iter(ingress.into_iter().chain([("id-app".to_owned(), app(t.number))]))
         };
         let endpoints = self.tasks.iter().map(|t| Endpoint {
             task_id: t.id.clone(),
@@ -240,6 +264,7 @@ impl Cluster {
         Desired {
             generation: self.generation,
             underlay: Underlay { address: self.machines[host].node.address, port: 4789, mtu: 0 },
+            gateway: self.gateway,
             networks: [self.network(host, "ing", 0), self.network(host, "app", 1)]
                 .map(|n| (n.id.clone(), n.into()))
                 .into(),
