@@ -414,10 +414,19 @@ impl Reconciler {
     pub(crate) async fn close(&mut self, id: &str) -> Result<()> {
         let path = self.pins.sandbox(id)?;
         self.forget(&Place::Sandbox(id.to_owned()));
+        // What was told until now is not of this.
+        self.hear();
         let removed = pins::remove(path).await;
-        // It took the other ends of its pairs along, and that is no news.
+        // It took the other ends of its pairs along, and that is no news, where they were.
         self.wires.values_mut().for_each(Wire::forget);
-        self.watches.collect();
+        let attached = self.desired.attachments.get(id);
+        let own = |place: &Place| match place {
+            Place::Host => true,
+            Place::Balancer(network) => attached.is_some_and(|sandbox| sandbox.networks.contains_key(network)),
+            Place::Sandbox(_) => false,
+        };
+        let told = self.watches.collect();
+        self.disturbed.extend(told.into_iter().filter(|place| !own(place)));
         removed
     }
 

@@ -232,3 +232,47 @@ async fn others_links_and_tables_are_left_alone() -> Result<()> {
     ensure!(socket.tables()?.iter().any(|t| t.table == table), "a table of others is gone");
     Ok(())
 }
+
+/// A container that ends takes no news along.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_broken_just_before_a_container_closes_is_mended_without_the_timer() -> Result<()> {
+    if !privileged() {
+        return Ok(());
+    }
+    let mut c = Cluster::verified_every(2, &[("t1", 0), ("t2", 1), ("t3", 0)], Duration::from_secs(3600)).await?;
+    // A closing alone is no news.
+    let t3 = c.tasks.pop().context("t3")?;
+    let (woken, driver) = (c.status(0).woken, c.driver(0).clone());
+    driver.close_sandbox("t3").await?;
+    c.apply().await?;
+    ensure!(c.status(0).woken == woken, "woken by its own doing: {:?}", c.status(0));
+    // Attached and not balanced to: when it ends, no ruleset changes, which would show what is broken.
+    c.serve(&t3).await?;
+    c.tasks.push(Task { ready: false, ingress: false, ..t3 });
+    c.apply().await?;
+
+    let (node, ingress) = (c.machines[0].node.namespace.clone(), c.balancer(0, "id-ing")?);
+    let before = c.status(0).repaired;
+    delete_tables(&node).await?;
+    eventually("node's ruleset", || async {
+        ensure!(c.status(0).repaired > before);
+        Ok(())
+    })
+    .await?;
+    // The next look comes half a second after that one; what is told until then waits in the sockets.
+    let before = c.status(0).repaired;
+    Handle::open(&node)?.delete_link_named("skep-gw").await?;
+    tokio::task::yield_now().await;
+    delete_tables(&ingress).await?;
+    delete_tables(&node).await?;
+    driver.close_sandbox("t3").await?;
+    eventually("node and balancer", || async {
+        ensure!(c.status(0).repaired > before);
+        for (what, namespace) in [("node", &node), ("ingress", &ingress)] {
+            ensure!(!nft::Socket::open(namespace)?.tables()?.is_empty(), "{what}: {:?}", c.status(0));
+        }
+        Ok(())
+    })
+    .await?;
+    healed(&c, "after a container closed").await
+}
