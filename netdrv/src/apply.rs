@@ -1,5 +1,4 @@
-//! Carries steps out, in their order. Steps of one namespace and phase are pipelined: the kernel gets them in order and
-//! without a round trip between them.
+//! Carries steps out, in their order. The kernel gets those of one namespace and phase in order and at once.
 //!
 //! A step that fails keeps no other step from being tried. Every failure is laid at somebody's door: at the sandbox if
 //! the step was about a link of it, else at the namespace of the step.
@@ -7,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 use skep_net_kernel::conntrack::{self, Entry, Filter, Tuple};
@@ -17,6 +17,7 @@ use skep_net_plan::{
     Called, FdbKey, Flush, Link, LinkKind, Mac, Op, Place, Planned, PolicyRule, PortFlags, Route, RouteKey, Step,
     Subnet,
 };
+use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, Result};
 use crate::firewall;
@@ -27,6 +28,8 @@ pub(crate) type Wires = BTreeMap<Place, Wire>;
 
 /// Steps that are on their way to the kernel at once: their answers fit the socket's buffer.
 const AT_ONCE: usize = 128;
+/// How long new links, all together, may take until packets pass.
+const PASSING: Duration = Duration::from_millis(500);
 /// Tracked connections that one flush deletes at once, and how often it goes on.
 const FLUSH: (usize, usize) = (4096, 64);
 
@@ -56,7 +59,27 @@ pub(crate) async fn apply(wires: &mut Wires, steps: &[Step], spaces: &BTreeMap<P
             }
         }
     }
+    pass(wires, steps).await;
     failures
+}
+
+/// Waits until packets pass the pairs that were made, and the bridges that these joined: the kernel switches a link on a
+/// moment after its other end is up, and drops what is sent until then. One that doesn't get there is somebody else's
+/// doing; the next verification tells.
+async fn pass(wires: &Wires, steps: &[Step]) {
+    let mut made = BTreeSet::new();
+    for step in steps {
+        if let Op::AddLink { name, link: Link { kind: LinkKind::Veth { .. }, master, .. } } = &step.op {
+            made.extend([Some(name), master.as_ref()].into_iter().flatten().map(|name| (&step.place, name)));
+        }
+    }
+    let until = Instant::now() + PASSING;
+    for (place, name) in made {
+        let Some(wire) = wires.get(place) else { continue };
+        while wire.link.link(name).await.is_ok_and(|link| link.up && !link.operational) && Instant::now() < until {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
 }
 
 /// The sandbox whose link a step is about, or the step's own place.
@@ -136,15 +159,15 @@ fn finish(wires: &mut Wires, steps: &[Step], results: Vec<Result<()>>, mut sysct
     for step in steps {
         match &step.op {
             Op::SetSysctl { .. } => ordered.push(sysctls.take().map_or(Ok(()), Err)),
-            Op::AddLink { link, .. } => {
-                forget(wires, &step.place);
+            Op::AddLink { name, link } => {
+                forget(wires, &step.place, name);
                 if let LinkKind::Veth { peer } = &link.kind {
-                    forget(wires, &peer.place);
+                    forget(wires, &peer.place, &peer.name);
                 }
                 ordered.extend(results.next());
             }
-            Op::DelLink { .. } => {
-                forget(wires, &step.place);
+            Op::DelLink { name } => {
+                forget(wires, &step.place, name);
                 ordered.extend(results.next());
             }
             _ => ordered.extend(results.next()),
@@ -153,9 +176,9 @@ fn finish(wires: &mut Wires, steps: &[Step], results: Vec<Result<()>>, mut sysct
     ordered
 }
 
-fn forget(wires: &mut Wires, place: &Place) {
+fn forget(wires: &mut Wires, place: &Place, link: &str) {
     if let Some(wire) = wires.get_mut(place) {
-        wire.forget();
+        wire.forget_link(link);
     }
 }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures::future::join_all;
+use skep_net_kernel::link::{Handle, absent_is_fine};
 use skep_net_kernel::ns::{self, Namespace};
 
 use crate::error::{Error, Result};
@@ -111,31 +113,47 @@ pub(crate) struct Opened {
 
 /// Opens or makes the namespace at `path`.
 pub(crate) async fn open_or_create(path: PathBuf) -> Result<Opened> {
-    let (namespace, made) = blocking(move || match Namespace::open(&path) {
-        Ok(found) => Ok((found, false)),
-        Err(ns::Error::NotFound { .. } | ns::Error::NotANamespace { .. }) => Ok((Namespace::create(&path)?, true)),
+    let (wire, made) = blocking(move || match Namespace::open(&path) {
+        Ok(found) => Ok((Wire::open(found)?, false)),
+        Err(ns::Error::NotFound { .. } | ns::Error::NotANamespace { .. }) => {
+            let (namespace, sockets) = Namespace::create_with(&path, Wire::sockets)?;
+            Ok((Wire::new(namespace, sockets?), true))
+        }
         Err(error) => Err(Error::from(error)),
     })
     .await??;
-    let wire = Wire::open(namespace)?;
     wire.loopback_up().await?;
     Ok(Opened { wire, made })
 }
 
 /// Removes the namespace at `path`: its links first, so that they are gone when this returns, then its name. Processes
-/// that still live in it keep an empty shell.
-pub(crate) async fn remove(path: PathBuf) -> Result<()> {
-    let opened = {
-        let path = path.clone();
-        blocking(move || Namespace::open(&path)).await?
-    };
-    if let Ok(namespace) = opened {
-        let mut wire = Wire::open(namespace)?;
-        for link in wire.links().await?.iter().filter(|l| l.name != "lo") {
-            skep_net_kernel::link::absent_is_fine(wire.link.delete_link(link.index).await)?;
+/// that still live in it keep an empty shell. `wire`: the way into it, if there is one open.
+pub(crate) async fn remove(path: PathBuf, wire: Option<Wire>) -> Result<()> {
+    let wire = match wire {
+        Some(wire) => Some(wire),
+        None => {
+            let path = path.clone();
+            blocking(move || Namespace::open(&path)).await?.ok().map(Wire::open).transpose()?
         }
+    };
+    let runtime = tokio::runtime::Handle::current();
+    let remove = move || {
+        if let Some(wire) = wire {
+            // For every link the kernel waits until nobody looks at it any more, some ten milliseconds.
+            runtime.block_on(remove_links(&wire.link))?;
+        }
+        Ok(ns::delete(&path)?)
+    };
+    blocking(remove).await?
+}
+
+async fn remove_links(handle: &Handle) -> Result<()> {
+    let links = handle.links().await?;
+    let own = links.iter().filter(|l| l.name != "lo").map(|link| handle.delete_link(link.index));
+    for removed in join_all(own).await {
+        absent_is_fine(removed)?;
     }
-    Ok(blocking(move || ns::delete(&path)).await??)
+    Ok(())
 }
 
 #[cfg(test)]

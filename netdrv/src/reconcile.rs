@@ -201,8 +201,9 @@ impl Reconciler {
         let desired = self.desired.clone();
         for id in balancers.iter().filter(|id| known && !desired.networks.contains_key(*id)) {
             let place = Place::Balancer(id.clone());
+            let wire = self.wires.remove(&place);
             self.forget(&place);
-            let removed = pins::remove(self.pins.balancer(id)?).await;
+            let removed = pins::remove(self.pins.balancer(id)?, wire).await;
             // It took the other ends of its pairs along.
             self.wires.values_mut().for_each(Wire::forget);
             tracing::info!(network.id = %id, "balancer removed");
@@ -413,12 +414,15 @@ impl Reconciler {
     /// Closes a sandbox: resolver, links and name are gone when this returns.
     pub(crate) async fn close(&mut self, id: &str) -> Result<()> {
         let path = self.pins.sandbox(id)?;
-        self.forget(&Place::Sandbox(id.to_owned()));
+        let place = Place::Sandbox(id.to_owned());
+        let wire = self.wires.remove(&place);
+        self.forget(&place);
         // What was told until now is not of this.
         self.hear();
-        let removed = pins::remove(path).await;
+        let removed = pins::remove(path, wire).await;
         // It took the other ends of its pairs along, and that is no news, where they were.
-        self.wires.values_mut().for_each(Wire::forget);
+        let ends = [self.names.gateway_link(id), Names::port_link(id)];
+        self.wires.values_mut().for_each(|wire| ends.iter().for_each(|end| wire.forget_link(end)));
         let attached = self.desired.attachments.get(id);
         let own = |place: &Place| match place {
             Place::Host => true,
@@ -445,7 +449,7 @@ impl Reconciler {
         }
         for id in self.pins.open_balancers()? {
             self.forget(&Place::Balancer(id.clone()));
-            keep(pins::remove(self.pins.balancer(&id)?).await);
+            keep(pins::remove(self.pins.balancer(&id)?, None).await);
         }
         keep(self.clear_node().await);
         self.pins.discard();

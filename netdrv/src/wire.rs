@@ -1,11 +1,11 @@
 //! One open namespace: its descriptor, its rtnetlink connection, its nft socket, and the indexes of its links.
 //!
-//! Blocking calls run on helper threads; the loop that owns the wire never blocks a runtime worker.
+//! Calls that may wait for long run on helper threads. Those about links the kernel answers at once, inside the call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use skep_net_kernel::link::{Handle, Link};
+use skep_net_kernel::link::{self, Handle, Link};
 use skep_net_kernel::nft::{self, Batch};
 use skep_net_kernel::ns::{self, Namespace};
 
@@ -13,13 +13,15 @@ use crate::error::{Error, Result};
 
 /// Index of the loopback: the first link of every namespace.
 const LOOPBACK: u32 = 1;
+/// Links that are asked for one by one; for more, all are listed.
+const ASKED_FOR: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) namespace: Namespace,
     pub(crate) link: Handle,
     nft: Arc<Mutex<nft::Socket>>,
-    /// Indexes by name, as of the last dump.
+    /// Indexes by name, as far as they are known.
     indexes: BTreeMap<String, u32>,
     /// Generation of the ruleset for which our belief about it holds.
     pub(crate) generation: Option<u32>,
@@ -32,9 +34,18 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 
 impl Wire {
     pub(crate) fn open(namespace: Namespace) -> Result<Self> {
-        let link = Handle::open(&namespace)?;
-        let nft = Arc::new(Mutex::new(nft::Socket::open(&namespace)?));
-        Ok(Self { namespace, link, nft, indexes: BTreeMap::new(), generation: None })
+        let sockets = namespace.run(Self::sockets)??;
+        Ok(Self::new(namespace, sockets))
+    }
+
+    /// Opens the sockets in the namespace of the calling thread.
+    pub(crate) fn sockets() -> Result<(Handle, nft::Socket)> {
+        Ok((Handle::here()?, nft::Socket::here()?))
+    }
+
+    /// A namespace with its sockets.
+    pub(crate) fn new(namespace: Namespace, (link, nft): (Handle, nft::Socket)) -> Self {
+        Self { namespace, link, nft: Arc::new(Mutex::new(nft)), indexes: BTreeMap::new(), generation: None }
     }
 
     /// Sets the loopback up.
@@ -49,17 +60,31 @@ impl Wire {
         Ok(links)
     }
 
-    /// Reads the indexes again if one of `names` is unknown.
+    /// Finds the indexes of those of `names` that are unknown; whoever needs one that isn't there is told by [`Wire::index`].
     pub(crate) async fn learn(&mut self, names: &[&str]) -> Result<()> {
-        if names.iter().any(|n| !self.indexes.contains_key(*n)) {
+        let unknown: BTreeSet<&str> = names.iter().filter(|n| !self.indexes.contains_key(**n)).copied().collect();
+        if unknown.len() > ASKED_FOR {
             self.links().await?;
+            return Ok(());
+        }
+        for name in unknown {
+            match self.link.index(name).await {
+                Ok(index) => drop(self.indexes.insert(name.to_owned(), index)),
+                Err(link::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
 
-    /// Links were made or removed: their indexes have to be read again.
+    /// Links were made or removed, nobody knows which: their indexes have to be read again.
     pub(crate) fn forget(&mut self) {
         self.indexes.clear();
+    }
+
+    /// This link was made or removed.
+    pub(crate) fn forget_link(&mut self, name: &str) {
+        self.indexes.remove(name);
     }
 
     pub(crate) fn index(&self, name: &str) -> Result<u32> {

@@ -243,16 +243,20 @@ pub(crate) struct Socket {
 
 impl Socket {
     pub(crate) fn open(namespace: &Namespace) -> Result<Self, Error> {
-        let opened = namespace.run(|| {
-            let mut socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
+        namespace.run(Self::here)?
+    }
+
+    /// Opens one in the namespace of the calling thread.
+    pub(crate) fn here() -> Result<Self, Error> {
+        let open = || {
+            let socket = netlink_sys::Socket::new(NETLINK_NETFILTER)?;
             // Errors carry the kernel's words and leave out the request, which can be long.
             socket.set_ext_ack(true)?;
             socket.set_cap_ack(true)?;
-            socket.bind_auto()?;
             Ok(socket)
-        })?;
+        };
         let socket =
-            opened.map_err(|e: std::io::Error| Error::Socket(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+            open().map_err(|e: std::io::Error| Error::Socket(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
         set_socket_timeout(&socket, Timeout::Recv, Some(DEADLINE)).map_err(Error::Socket)?;
         set_socket_timeout(&socket, Timeout::Send, Some(DEADLINE)).map_err(Error::Socket)?;
         let buffer = vec![0; RECEIVE_BUFFER].into_boxed_slice();

@@ -117,6 +117,11 @@ impl Namespace {
     /// Makes a namespace and pins it at `path` (a bind mount over an empty file, in the caller's mount namespace). The
     /// directory must exist. Takes some milliseconds, so call it off the runtime's workers.
     pub fn create(path: &Path) -> Result<Self> {
+        Ok(Self::create_with(path, || ())?.0)
+    }
+
+    /// The same, and runs `work` inside of it, as [`Namespace::run`] does, on the thread that made it.
+    pub fn create_with<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<(Self, T)> {
         let made = OpenOptions::new().write(true).create_new(true).open(path);
         match made {
             Ok(_) => {}
@@ -134,14 +139,14 @@ impl Namespace {
             unshare_network()?;
             mount_bind("/proc/thread-self/ns/net", path)
                 .map_err(os_errno(format!("pin a network namespace at {}", path.display())))?;
-            Self::current()
+            Ok((Self::current()?, work()))
         });
-        let namespace = pinned.and_then(|inner| inner);
-        if namespace.is_err() {
+        let made = pinned.and_then(|inner| inner);
+        if made.is_err() {
             // Best effort: the error that matters is the first one.
             let _ = delete(path);
         }
-        namespace
+        made
     }
 
     /// Opens the namespace that is pinned at `path` (or any `/proc/<pid>/ns/net`).
@@ -221,6 +226,17 @@ impl Namespace {
             Ok(socket)
         })?;
         made.map_err(os(format!("bind UDP {address}")))
+    }
+
+    /// A non-blocking UDP socket and a non-blocking TCP listener, both on `address` inside this namespace.
+    pub fn listeners(&self, address: SocketAddr) -> Result<(UdpSocket, TcpListener)> {
+        let made = self.run(|| {
+            let (udp, tcp) = (UdpSocket::bind(address)?, TcpListener::bind(address)?);
+            udp.set_nonblocking(true)?;
+            tcp.set_nonblocking(true)?;
+            Ok((udp, tcp))
+        })?;
+        made.map_err(os(format!("bind {address}")))
     }
 
     /// A non-blocking TCP listener on `address` inside this namespace.

@@ -23,7 +23,7 @@ use crate::subnet::Subnet;
 /// When a step is carried out; all steps of one phase, in all namespaces, before those of the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Remove links that must be made anew, and set what new links will take over.
+    /// Remove links that must be made anew, and set what new links will take over and what needs none.
     Unlink,
     /// Make links.
     Link,
@@ -244,10 +244,10 @@ impl One<'_> {
         }
     }
 
-    /// MTU, MAC, master, flags, up. A link that was just made has its MAC and MTU.
+    /// MTU, MAC, master, flags, up. A link that was just made has its MAC and MTU, from whichever end it was made.
     fn state(&mut self, name: &str, link: &Link, found: Option<&SeenLink>) {
+        let made_here = found.is_none() && (link.kind != LinkKind::End || self.anew.contains(name));
         let name = || name.to_owned();
-        let made_here = found.is_none() && link.kind != LinkKind::End;
         if !made_here && found.is_none_or(|f| f.mtu != link.mtu) {
             self.push(Phase::LinkState, Op::SetMtu { name: name(), mtu: link.mtu });
         }
@@ -273,9 +273,10 @@ impl One<'_> {
         let anew = self.anew;
         for (path, value) in &wanted.sysctls {
             let of_new_link = path.split('/').any(|part| anew.contains(part));
-            // A link that was up before IPv6 was off had an address of it for a moment.
-            let taken_over = path.split('/').any(|part| part == "all" || part == "default");
-            let phase = if taken_over { Phase::Unlink } else { Phase::Layer3 };
+            // What new links take over comes before them: one that was up before IPv6 was off had an address of it for a
+            // moment. All that needs no link of ours goes with it.
+            let of_link = path.split('/').any(|part| wanted.links.contains_key(part));
+            let phase = if of_link { Phase::Layer3 } else { Phase::Unlink };
             if of_new_link || seen.sysctls.get(path) != Some(value) {
                 self.push(phase, Op::SetSysctl { path: path.clone(), value: value.clone() });
             }

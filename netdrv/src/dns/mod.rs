@@ -94,8 +94,9 @@ impl Resolver {
         let at = SocketAddr::from((DNS_ADDRESS, DNS_PORT));
         let socket = |source| Error::Socket { sandbox: sandbox.to_owned(), source };
         let register = |source| Error::Register { sandbox: sandbox.to_owned(), source };
-        let udp = UdpSocket::from_std(namespace.udp_socket(at).map_err(socket)?).map_err(register)?;
-        let tcp = TcpListener::from_std(namespace.tcp_listener(at).map_err(socket)?).map_err(register)?;
+        let (udp, tcp) = namespace.listeners(at).map_err(socket)?;
+        let udp = UdpSocket::from_std(udp).map_err(register)?;
+        let tcp = TcpListener::from_std(tcp).map_err(register)?;
         let shared = Arc::new(Shared {
             sandbox: sandbox.to_owned(),
             book,

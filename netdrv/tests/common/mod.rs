@@ -275,7 +275,6 @@ impl Cluster {
                 .filter(|t| t.host == host)
                 .map(|t| (t.id.clone(), sandbox(t).into()))
                 .collect(),
-            ..Desired::default()
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
 use super::device::named;
@@ -23,6 +23,9 @@ pub struct Link {
     pub mtu: u32,
     /// Set up by the administrator (not: carrier present).
     pub up: bool,
+    /// Whether packets pass: a link that was set up, or whose other end was, gets there a moment later. Kinds of links that
+    /// don't tell count as passing.
+    pub operational: bool,
     /// Index of the bridge that it is a port of.
     pub master: Option<u32>,
     /// Index of the other end of a veth pair, in that end's namespace.
@@ -91,6 +94,7 @@ fn link_of(message: LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        operational: true,
         master: None,
         peer: None,
         alias: None,
@@ -102,6 +106,7 @@ fn link_of(message: LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::OperState(state) => link.operational = matches!(state, State::Up | State::Unknown),
             LinkAttribute::Controller(master) => link.master = Some(master).filter(|m| *m != 0),
             LinkAttribute::Link(peer) => link.peer = Some(peer).filter(|p| *p != 0),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),

@@ -3,26 +3,27 @@
 //! Decides nothing: every call is one request and its answer. Must never create or change an object of another name or
 //! index than the one given. Called by the driver's reconcile loop, which keeps one [`Handle`] a namespace.
 //!
-//! Calls on one handle are pipelined: poll several at once (`futures::join!`, `join_all`) and the kernel receives them in
-//! the order of their first poll, without a round trip between them.
+//! Calls on one handle are put together: poll several at once (`futures::join!`, `join_all`) and the kernel receives them in
+//! the order of their first poll, in one system call. It works on them inside that call.
 
 mod address;
 mod device;
 mod dump;
 mod neighbour;
 mod route;
+mod socket;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use futures::StreamExt;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
 
+use self::socket::{Failed, Socket};
 use crate::ns::{self, Namespace};
 
 pub use address::Address;
@@ -31,7 +32,7 @@ pub use dump::{Kind, Link};
 pub use neighbour::{Fdb, FdbPlace, Neighbour};
 pub use route::{Route, RouteKind, Rule, Scope, TABLE_LOCAL, TABLE_MAIN};
 
-/// How long the kernel may take for one request. It answers in microseconds; a second is a kernel in trouble.
+/// How long the kernel may take for one answer. It takes microseconds; a second is a kernel in trouble.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How often a dump is begun again when something changes meanwhile.
 const ATTEMPTS: usize = 8;
@@ -73,11 +74,13 @@ pub enum Error {
         /// The request, with its object.
         what: String,
     },
-    /// The netlink connection ended, because its runtime did.
-    #[error("{what}: the netlink connection is closed; open a new handle")]
-    Closed {
+    /// The socket failed.
+    #[error("{what}: netlink socket: {}", std::io::Error::from(*errno))]
+    Broken {
         /// The request, with its object.
         what: String,
+        /// The system's error number.
+        errno: Errno,
     },
     /// What was listed kept changing; try again later.
     #[error("{what}: it kept changing while it was read")]
@@ -91,11 +94,8 @@ pub enum Error {
         /// The request, with its object.
         what: String,
     },
-    /// A handle was opened outside an async runtime.
-    #[error("open a netlink connection: no async runtime here")]
-    NoRuntime,
     /// The socket could not be made.
-    #[error("open a netlink connection: {0}")]
+    #[error("open a netlink socket: {0}")]
     Socket(#[source] std::io::Error),
     /// The namespace could not be entered.
     #[error(transparent)]
@@ -215,62 +215,47 @@ impl FromStr for IpNet {
     }
 }
 
-/// A netlink connection into one namespace. Clones share it; the task that serves it ends with the last of them.
+/// A netlink socket in one namespace. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    inner: rtnetlink::Handle,
-    /// The kernel lists one thing at a time on a socket, and calls it busy for a second one.
-    listing: Arc<tokio::sync::Mutex<()>>,
-    _connection: Arc<AbortOnDrop>,
+    socket: Arc<Mutex<Socket>>,
 }
 
-/// Owner of the task that moves bytes between the socket and the handles.
-#[derive(Debug)]
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+/// A request whose outcome somebody waits for.
+struct Posted<'a> {
+    handle: &'a Handle,
+    sequence: u32,
+}
 
-impl Drop for AbortOnDrop {
+impl Drop for Posted<'_> {
     fn drop(&mut self) {
-        self.0.abort();
+        self.handle.socket().abandon(self.sequence);
     }
 }
 
 impl Handle {
-    /// Opens a connection into `namespace`; call it inside a tokio runtime, which serves the connection.
+    /// Opens a socket in `namespace`.
     pub fn open(namespace: &Namespace) -> Result<Self> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
-        // The socket belongs to the namespace of the thread that makes it.
-        let opened = namespace.run(|| {
-            let _inside = runtime.enter();
-            rtnetlink::new_connection()
-        })?;
-        let (connection, inner, _multicast) = opened.map_err(Error::Socket)?;
-        let task = runtime.spawn(connection);
-        Ok(Self { inner, listing: Arc::default(), _connection: Arc::new(AbortOnDrop(task)) })
+        namespace.run(Self::here)?
     }
 
-    /// Sends one request and waits for its acknowledgement.
+    /// Opens a socket in the namespace of the calling thread.
+    pub fn here() -> Result<Self> {
+        Ok(Self { socket: Arc::new(Mutex::new(Socket::here().map_err(Error::Socket)?)) })
+    }
+
+    /// Every call leaves the socket usable.
+    fn socket(&self) -> MutexGuard<'_, Socket> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends one request, together with those that others make at the same time, and tells how it ended.
     async fn act(&self, message: RouteNetlinkMessage, flags: u16, what: impl FnOnce() -> String) -> Result<()> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let mut inner = self.inner.clone();
-        let answers = inner.request(request);
-        let Ok(mut answers) = answers else {
-            return Err(Error::Closed { what: what() });
-        };
-        let wait = async {
-            while let Some(answer) = answers.next().await {
-                if let NetlinkPayload::Error(e) = answer.payload {
-                    return Some(e.code.map_or(0, i32::from));
-                }
-            }
-            None
-        };
-        match tokio::time::timeout(DEADLINE, wait).await {
-            Err(_) => Err(Error::TimedOut { what: what() }),
-            // The library ends the stream without an item when it has seen a plain acknowledgement.
-            Ok(None | Some(0)) => Ok(()),
-            Ok(Some(code)) => Err(Error::from_errno(what(), Errno::from_raw_os_error(code.saturating_abs()))),
-        }
+        let posted = Posted { handle: self, sequence: self.socket().post(message, flags) };
+        // Whoever is polled together with this one posts first.
+        give_way().await;
+        let outcome = self.socket().outcome(posted.sequence);
+        outcome.map_err(|failed| failed_to(what(), failed))
     }
 
     /// Sends one query and collects what `pick` keeps of the answers. A dump during which something changed is begun again.
@@ -281,56 +266,37 @@ impl Handle {
         what: impl Fn() -> String,
         mut pick: impl FnMut(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<Vec<T>> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { 0 };
         for _ in 0..ATTEMPTS {
-            let _turn = if dump { Some(self.listing.lock().await) } else { None };
-            let collected = self.collect(request.clone(), &mut pick);
-            match tokio::time::timeout(DEADLINE, collected).await {
-                Err(_) => return Err(Error::TimedOut { what: what() }),
-                Ok(Collected::All(found)) => return Ok(found),
-                Ok(Collected::Interrupted) => {}
-                Ok(Collected::Closed) => return Err(Error::Closed { what: what() }),
-                Ok(Collected::Refused(errno)) => return Err(Error::from_errno(what(), errno)),
+            let found = self.socket().query(message.clone(), dump, &mut pick);
+            match found {
+                Err(Failed::Interrupted) => give_way().await,
+                other => return other.map_err(|failed| failed_to(what(), failed)),
             }
         }
         Err(Error::Interrupted { what: what() })
     }
+}
 
-    async fn collect<T>(
-        &self,
-        request: NetlinkMessage<RouteNetlinkMessage>,
-        pick: &mut impl FnMut(RouteNetlinkMessage) -> Option<T>,
-    ) -> Collected<T> {
-        let Ok(mut answers) = self.inner.clone().request(request) else {
-            return Collected::Closed;
-        };
-        let (mut found, mut interrupted) = (Vec::new(), false);
-        while let Some(answer) = answers.next().await {
-            interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
-            match answer.payload {
-                NetlinkPayload::InnerMessage(message) => found.extend(pick(message)),
-                // An earlier listing that nobody read to its end.
-                NetlinkPayload::Error(e) if errno_of(&e) == Errno::BUSY => return Collected::Interrupted,
-                NetlinkPayload::Error(e) => return Collected::Refused(errno_of(&e)),
-                _ => {}
-            }
-        }
-        if interrupted { Collected::Interrupted } else { Collected::All(found) }
+fn failed_to(what: String, failed: Failed) -> Error {
+    match failed {
+        Failed::Refused(errno) => Error::from_errno(what, errno),
+        Failed::TimedOut => Error::TimedOut { what },
+        Failed::Interrupted => Error::Interrupted { what },
+        Failed::Socket(errno) => Error::Broken { what, errno },
     }
 }
 
-/// How a query ended.
-enum Collected<T> {
-    All(Vec<T>),
-    /// Something changed meanwhile, so that entries may be missing or twice.
-    Interrupted,
-    Closed,
-    Refused(Errno),
-}
-
-fn errno_of(error: &netlink_packet_core::ErrorMessage) -> Errno {
-    Errno::from_raw_os_error(error.code.map_or(0, i32::from).saturating_abs())
+/// Lets all that is polled together with the caller be polled once.
+async fn give_way() {
+    let mut given = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 #[cfg(test)]

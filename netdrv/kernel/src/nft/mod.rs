@@ -224,6 +224,12 @@ impl Socket {
         let netlink = netlink::Socket::open(namespace).map_err(|e| Error::from_netlink("open a socket", e))?;
         Ok(Self { netlink })
     }
+
+    /// Opens a socket in the namespace of the calling thread.
+    pub fn here() -> Result<Self> {
+        let netlink = netlink::Socket::here().map_err(|e| Error::from_netlink("open a socket", e))?;
+        Ok(Self { netlink })
+    }
 }
 
 /// `NFNL_SUBSYS_NFTABLES`.

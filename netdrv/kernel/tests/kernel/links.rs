@@ -267,8 +267,27 @@ async fn calls_on_one_handle_are_pipelined_in_order() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_handle_needs_a_runtime() -> Result<()> {
-    assert!(matches!(Handle::open(&Namespace::create_unnamed()?), Err(Error::NoRuntime)));
+/// Only the last request of several is acknowledged, and every one is told how it ended.
+#[tokio::test]
+async fn each_of_many_calls_at_once_is_told_its_own_outcome() -> Result<()> {
+    let handle = Handle::open(&Namespace::create_unnamed()?)?;
+    let device = bridge(&handle).await?;
+    let net = |n: u8| IpNet::new([10, 0, n, 1], 24);
+    handle.add_address(device, net(7)).await?;
+    let outcomes = futures::future::join_all((0..100).map(|n| handle.add_address(device, net(n)))).await;
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        assert_eq!(matches!(outcome, Err(Error::AlreadyExists { .. })), n == 7, "{n}");
+        assert_eq!(outcome.is_ok(), n != 7, "{n}");
+    }
+    let found = handle.addresses().await?.into_iter().filter(|a| a.net.address.is_ipv4() && a.device == device);
+    assert_eq!(found.count(), 100);
+    // One that was given up before it was sent leaves nothing behind that the next ones could be taken for.
+    {
+        let given_up = handle.delete_address(device, net(200));
+        let mut given_up = std::pin::pin!(given_up);
+        assert!(futures::poll!(given_up.as_mut()).is_pending());
+    }
+    handle.delete_address(device, net(7)).await?;
+    assert!(matches!(handle.delete_address(device, net(7)).await, Err(Error::NotFound { .. })));
     Ok(())
 }

@@ -47,10 +47,11 @@ pub(super) fn space(frame: &Frame, sandbox: &Sandbox, lease: Option<Ipv4Addr>, s
         space.sysctls.insert(format!("net/ipv6/conf/{link}/disable_ipv6"), off.into());
     }
     // Clients of anywhere come in through the overlays, and nobody on them tells us about routes.
-    for path in
-        ["net/ipv4/conf/all/rp_filter", "net/ipv4/conf/all/accept_redirects", "net/ipv4/conf/default/accept_redirects"]
-    {
-        space.sysctls.insert(path.into(), "0".into());
+    // Links are made after "default" is set, and take it over.
+    for link in ["all", "default"] {
+        for setting in ["rp_filter", "accept_redirects"] {
+            space.sysctls.insert(format!("net/ipv4/conf/{link}/{setting}"), "0".into());
+        }
     }
     let mut links = Vec::new();
     for (i, network, attachment) in overlays(frame, sandbox) {
@@ -86,7 +87,6 @@ fn overlay(frame: &Frame, space: &mut Space, dev: &str, table: u32, address: Sub
     };
     space.links.insert(dev.into(), link);
     space.addresses.insert((dev.into(), address));
-    space.sysctls.insert(format!("net/ipv4/conf/{dev}/rp_filter"), "0".into());
     // The mark is a balancer's address as it lies in memory, so a mask of it tells which network the balancer is on.
     let bytes = |addr: u32| u32::from_ne_bytes(addr.to_be_bytes());
     let rule = PolicyRule { mark: bytes(u32::from(address.network().addr)), mask: bytes(address.mask()), table };
