@@ -7,7 +7,6 @@ use skep_proto::v1::{
     NodeState, NodeStatus, Object, Role, action, object,
 };
 use skep_state::State;
-use skep_state::subnet::Subnet;
 
 use crate::api::backend::Failure;
 
@@ -67,7 +66,7 @@ pub(crate) fn first_objects(
         generation_base: 0,
         meta: None,
     };
-    check_pools(&cluster)?;
+    validate::pools(&cluster).map_err(invalid)?;
     let put_cluster = put(object::Kind::Cluster(cluster));
     // The network is cut from the cluster's pools, so it is planned against a state that has the cluster.
     let mut scratch = State::default();
@@ -78,8 +77,8 @@ pub(crate) fn first_objects(
 }
 
 /// Settings that were not given, as they are in force: so that `info` and `inspect` show them.
-fn with_defaults(mut spec: ClusterSpec) -> ClusterSpec {
-    spec.task_history_limit = or(spec.task_history_limit, TASK_HISTORY);
+pub(crate) fn with_defaults(mut spec: ClusterSpec) -> ClusterSpec {
+    spec.task_history_limit.get_or_insert(TASK_HISTORY);
     spec.heartbeat_ns = or(spec.heartbeat_ns, HEARTBEAT_NS);
     spec.certificate_expiry_ns = or(spec.certificate_expiry_ns, skep_proto::time::duration_ns(ca::DEFAULT_LIFE));
     spec.snapshot_interval = or(spec.snapshot_interval, SNAPSHOT_INTERVAL);
@@ -89,21 +88,6 @@ fn with_defaults(mut spec: ClusterSpec) -> ClusterSpec {
 /// The value, or what holds when it was not given.
 fn or<T: Default + PartialEq>(given: T, default: T) -> T {
     if given == T::default() { default } else { given }
-}
-
-fn check_pools(cluster: &Cluster) -> Result<(), Failure> {
-    if cluster.subnet_size > 29 {
-        return Err(Failure::Invalid(format!("subnet size {}: give 29 at most", cluster.subnet_size)));
-    }
-    for pool in &cluster.default_address_pools {
-        let subnet: Subnet =
-            pool.parse().map_err(|_| Failure::Invalid(format!("address pool {pool:?}: write it like 10.0.0.0/8")))?;
-        if cluster.subnet_size != 0 && u32::from(subnet.prefix()) > cluster.subnet_size {
-            let why = format!("address pool {pool} holds no subnet of size {}", cluster.subnet_size);
-            return Err(Failure::Invalid(why));
-        }
-    }
-    Ok(())
 }
 
 fn first_node(founding: &Founding) -> Node {

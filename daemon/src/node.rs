@@ -15,7 +15,7 @@ use skep_manager::Manager;
 use skep_manager::ca::{self, RootCa};
 use skep_manager::peer::Peer;
 use skep_proto::time::unix_ns;
-use skep_proto::v1::{LogOptions, Role, TaskAssignment, TaskStatus};
+use skep_proto::v1::{ClusterSpec, LogOptions, Role, TaskAssignment, TaskStatus};
 use skep_runtime::Runtime;
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
@@ -166,6 +166,12 @@ impl Node {
             spec: request.spec,
         };
         let root = RootCa::create(SystemTime::now()).map_err(internal)?;
+        for line in skep_plan::validate::cluster_warnings(
+            &founding.spec,
+            Some(&founding::with_defaults(ClusterSpec::default())),
+        ) {
+            tracing::warn!("{line}");
+        }
         let first = founding::first_objects(&founding, &root, &mut skep_proto::id::new)?;
         let subject = Peer { node_id: node_id.clone(), role: Role::Manager, cluster_id: founding.cluster_id.clone() };
         let life = match founding.spec.certificate_expiry_ns {
@@ -248,8 +254,16 @@ impl Node {
         let member = self.member();
         let broken = self.broken.read().unwrap_or_else(PoisonError::into_inner).is_some();
         let Some(member) = member else {
-            if broken && force {
+            // Without a log of the managers nothing is lost that only this node may have.
+            if broken && (force || !self.config.data_dir.join("raft").exists()) {
                 return self.forget_broken();
+            }
+            if broken {
+                return Err(Failure::Unavailable(
+                    "This node was a manager and can't take part in its swarm any more. Leaving gives up the state of \
+                     the swarm that it has: use \"docker swarm leave --force\" to do so."
+                        .to_owned(),
+                ));
             }
             return Err(Failure::Unavailable("This node is not part of a swarm".to_owned()));
         };

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use prost::Message;
 use skep_proto::v1::assignment::Kind;
 use skep_proto::v1::{Assignment, AssignmentChange, AssignmentKey, AssignmentKind};
 
@@ -15,6 +16,44 @@ pub struct Assignments {
     pub generation: u64,
     /// Shared between one set and the next: what is the same is known by its address.
     items: BTreeMap<(AssignmentKind, String), Arc<Assignment>>,
+}
+
+/// Bytes of one change at most, in all of its messages.
+const BYTES: usize = 512 << 20;
+
+/// Messages of one change, until it is whole.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    held: Option<AssignmentChange>,
+    bytes: usize,
+}
+
+impl Pieces {
+    /// One more message. Returns the change once it is whole.
+    pub(crate) fn add(&mut self, next: AssignmentChange) -> Result<Option<AssignmentChange>, Refused> {
+        let more = next.more;
+        self.bytes = self.bytes.saturating_add(next.encoded_len());
+        if self.bytes > BYTES {
+            return Err(Refused::TooLarge);
+        }
+        let whole = match self.held.take() {
+            None => next,
+            Some(held) if held.generation != next.generation => {
+                return Err(Refused::Torn(held.generation, next.generation));
+            }
+            Some(mut held) => {
+                held.put.extend(next.put);
+                held.remove.extend(next.remove);
+                held
+            }
+        };
+        if more {
+            self.held = Some(whole);
+            return Ok(None);
+        }
+        self.bytes = 0;
+        Ok(Some(AssignmentChange { more: false, ..whole }))
+    }
 }
 
 /// Why a change was not taken in.
@@ -28,6 +67,14 @@ pub enum Refused {
         /// Ours.
         held: u64,
     },
+    /// Its messages don't belong together.
+    #[error("the parts of an assignment have generations {0} and {1}; the manager's version differs")]
+    Torn(u64, u64),
+    /// It is larger than any node's part can be.
+    #[error(
+        "an assignment of more than {BYTES} bytes is not taken in; have fewer large secrets and configs on this node"
+    )]
+    TooLarge,
     /// It lacks what it is about.
     #[error("assignment of generation {0} has an item without content; the manager's version differs")]
     Empty(u64),
@@ -63,7 +110,7 @@ impl Assignments {
             generation: self.generation,
             complete: true,
             put: self.items.values().map(|item| Assignment::clone(item)).collect(),
-            remove: Vec::new(),
+            ..AssignmentChange::default()
         }
     }
 
@@ -110,7 +157,24 @@ mod tests {
             .iter()
             .map(|id| AssignmentKey { kind: AssignmentKind::Network.into(), id: (*id).to_owned() })
             .collect();
-        AssignmentChange { generation, complete, put, remove }
+        AssignmentChange { generation, complete, put, remove, more: false }
+    }
+
+    #[test]
+    fn a_change_in_several_messages_counts_when_it_is_whole() -> Result<(), Refused> {
+        let piece = |change: AssignmentChange| AssignmentChange { more: true, ..change };
+        let mut pieces = Pieces::default();
+        assert_eq!(pieces.add(piece(change(5, true, vec![network("a", 1)], &[])))?, None);
+        assert_eq!(pieces.add(piece(change(5, false, vec![network("b", 2)], &["x"])))?, None);
+        let whole = change(5, true, vec![network("a", 1), network("b", 2), network("c", 3)], &["x"]);
+        assert_eq!(pieces.add(change(5, false, vec![network("c", 3)], &[]))?, Some(whole));
+        let single = change(6, false, vec![network("a", 2)], &[]);
+        assert_eq!(pieces.add(single.clone())?, Some(single));
+        pieces.add(piece(change(7, false, Vec::new(), &[])))?;
+        assert_eq!(pieces.add(change(8, false, Vec::new(), &[])), Err(Refused::Torn(7, 8)));
+        let mut full = Pieces { held: None, bytes: BYTES };
+        assert_eq!(full.add(change(9, true, Vec::new(), &[])), Err(Refused::TooLarge));
+        Ok(())
     }
 
     #[test]

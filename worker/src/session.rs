@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use crate::assignments::Pieces;
 use crate::{Connector, logs};
 
 /// How long a manager may take to open a session.
@@ -124,6 +125,7 @@ async fn listen<O: Owner>(
 ) -> Status {
     // Each log stream is owned by this session and ends with it.
     let mut streams: HashMap<String, tokio_util::task::AbortOnDropHandle<()>> = HashMap::new();
+    let mut pieces = Pieces::default();
     loop {
         let message = match messages.message().await {
             Ok(Some(message)) => message,
@@ -131,8 +133,13 @@ async fn listen<O: Owner>(
             Err(status) => return status,
         };
         match message.kind {
-            Some(Kind::Assignment(change)) => {
-                if let Err(status) = owner.assign(change) {
+            Some(Kind::Assignment(piece)) => {
+                let taken = match pieces.add(piece) {
+                    Ok(Some(change)) => owner.assign(change),
+                    Ok(None) => Ok(()),
+                    Err(refused) => Err(Status::failed_precondition(refused.to_string())),
+                };
+                if let Err(status) = taken {
                     return status;
                 }
             }

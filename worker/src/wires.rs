@@ -261,7 +261,7 @@ mod tests {
     }
 
     fn change(generation: u64, put: Vec<Assignment>) -> AssignmentChange {
-        AssignmentChange { generation, complete: false, put, remove: Vec::new() }
+        AssignmentChange { generation, put, ..AssignmentChange::default() }
     }
 
     #[test]

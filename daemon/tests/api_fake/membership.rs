@@ -33,7 +33,7 @@ impl Cluster for Membership {
         state.cluster = v1::Cluster {
             id: skep_proto::id::new(),
             meta,
-            spec: Some(v1::ClusterSpec { task_history_limit: 5, heartbeat_ns: SECOND, ..request.spec }),
+            spec: Some(v1::ClusterSpec { task_history_limit: Some(5), heartbeat_ns: SECOND, ..request.spec }),
             root_ca: Some(v1::RootCa { certificate_pem: "PEM".to_owned(), key_pem: String::new() }),
             join_tokens: Some(v1::JoinTokens { worker: "SWMTKN-1-a-w".to_owned(), manager: "SWMTKN-1-a-m".to_owned() }),
             data_path_port: 4789,

@@ -87,7 +87,7 @@ fn state() -> State {
 
 fn encoded((put, remove): Change) -> usize {
     let put = put.into_iter().map(Arc::unwrap_or_clone).collect();
-    AssignmentChange { generation: 1, complete: false, put, remove }.encode_to_vec().len()
+    AssignmentChange { generation: 1, put, remove, ..AssignmentChange::default() }.encode_to_vec().len()
 }
 
 /// One task after the other ends.

@@ -8,6 +8,7 @@ mod network;
 mod pools;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use skep_proto::v1::{
     Endpoint, NetworkAttachmentConfig, NodeAttachment, NodeChange, PortConfig, PublishMode, ResolutionMode, Service,
@@ -134,6 +135,9 @@ fn is_served(state: &State, service: &Service) -> bool {
 pub(crate) fn tasks(draft: &mut Draft<'_>, pools: &mut Pools) {
     let view = draft.state.clone();
     let mut served: BTreeMap<&str, bool> = BTreeMap::new();
+    let waits: Arc<str> =
+        "waits for the addresses and ports of its service: a network or the range of ports is full".into();
+    let pending: Arc<str> = "pending task scheduling".into();
     for task in view.tasks() {
         if task.observed() != TaskState::New || !task.in_service() {
             continue;
@@ -141,33 +145,35 @@ pub(crate) fn tasks(draft: &mut Draft<'_>, pools: &mut Pools) {
         let Some(service) = view.service(&task.service_id).filter(|s| !s.removing) else { continue };
         let Some(spec) = view.task_spec(&task.service_id, task.spec_version) else { continue };
         let ready = *served.entry(task.service_id.as_str()).or_insert_with(|| is_served(&view, &service));
-        let given = if ready {
-            addresses(&view, &service, &spec, pools)
-        } else {
-            Err("waits for the addresses and ports of its service: a network or the range of ports is full".to_owned())
-        };
+        let given = if ready { addresses(&view, &service, &spec, pools) } else { Err(Arc::clone(&waits)) };
         let (state, message, networks) = match given {
-            Ok(networks) => (TaskState::Pending, "pending task scheduling".to_owned(), networks),
+            Ok(networks) => (TaskState::Pending, Arc::clone(&pending), networks),
             Err(message) => (TaskState::New, message, Vec::new()),
         };
         let old = task.status.as_ref();
-        if state == TaskState::New && old.is_some_and(|s| s.message == message) {
+        if state == TaskState::New && old.is_some_and(|s| *s.message == *message) {
             continue;
         }
+        let message = message.as_ref().to_owned();
         let status = TaskStatus { at_ns: draft.now_ns, state: state.into(), message, ..TaskStatus::default() };
         draft.change_task(TaskChange { id: task.id.clone(), networks, status: Some(status), ..TaskChange::default() });
     }
 }
 
 /// One address on each network, or why that is impossible.
-fn addresses(state: &State, service: &Service, spec: &TaskSpec, pools: &mut Pools) -> Result<Vec<TaskNetwork>, String> {
+fn addresses(
+    state: &State,
+    service: &Service,
+    spec: &TaskSpec,
+    pools: &mut Pools,
+) -> Result<Vec<TaskNetwork>, Arc<str>> {
     let mut given: Vec<(TaskNetwork, u32)> = Vec::new();
     for network in networks_of(state, service, spec) {
         let Some(address) = pools.take(state, &network.target) else {
             for (network, address) in given {
                 pools.give_back(&network.network_id, address);
             }
-            return Err(pools::exhausted(state, &network.target));
+            return Err(pools.exhausted(state, &network.target));
         };
         let aliases = network.aliases;
         given.push((TaskNetwork { network_id: network.target, address: format_address(address), aliases }, address));

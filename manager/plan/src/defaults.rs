@@ -22,8 +22,7 @@ fn cluster(state: &State) -> Cluster {
 }
 
 pub(crate) fn task_history(state: &State) -> usize {
-    let limit = cluster(state).spec.map_or(0, |s| s.task_history_limit);
-    if limit == 0 { HISTORY as usize } else { limit as usize }
+    cluster(state).spec.and_then(|s| s.task_history_limit).unwrap_or(HISTORY) as usize
 }
 
 pub(crate) fn heartbeat_ns(state: &State) -> i64 {

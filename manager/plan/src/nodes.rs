@@ -19,8 +19,10 @@ pub(crate) fn judge(draft: &mut Draft<'_>, inputs: &Inputs) {
     let view = draft.state.clone();
     for node in view.nodes() {
         let Some(silence) = inputs.silence_ns.get(&node.id).copied() else { continue };
-        // A node that has just registered may not have sent its first heartbeat to this leader.
-        let silence = silence.min(draft.now_ns.saturating_sub(updated_ns(node.meta.as_ref())));
+        // A node that has just registered may not have sent its first heartbeat to this leader. An object of the future
+        // was written by a manager whose clock is ahead of this one's, and tells nothing.
+        let since_registered = draft.now_ns.saturating_sub(updated_ns(node.meta.as_ref()));
+        let silence = if since_registered < 0 { silence } else { silence.min(since_registered) };
         let heard = inputs.acknowledged.contains_key(&node.id);
         match node_state(node) {
             NodeState::Ready | NodeState::Disconnected if silence > patience => {

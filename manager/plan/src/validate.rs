@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use skep_proto::v1::{
     Annotations, Cluster, ClusterSpec, Config, ConfigSpec, Node, NodeSpec, ObjectKind, Refusal, RefusalReason, Role,
-    Secret, SecretSpec, TaskSpec, UpdateState, UpdateStatus,
+    Secret, SecretSpec, Service, TaskSpec, UpdateState, UpdateStatus,
 };
 use skep_state::State;
 use skep_state::subnet::Subnet;
@@ -188,6 +188,16 @@ pub fn cluster(spec: ClusterSpec) -> Result<ClusterSpec, Error> {
     Ok(spec)
 }
 
+/// One line for each setting that was changed and has no effect.
+pub fn cluster_warnings(spec: &ClusterSpec, old: Option<&ClusterSpec>) -> Vec<String> {
+    let of = |read: fn(&ClusterSpec) -> u64| (read(spec), old.map_or(0, read));
+    let settings =
+        [("Raft.SnapshotInterval", of(|s| s.snapshot_interval)), ("Raft.KeepOldSnapshots", of(|s| s.snapshots_kept))];
+    let changed = settings.into_iter().filter(|(_, (new, old))| *new != 0 && new != old);
+    let line = |name| format!("{name}: without effect: snapshots are taken as the log grows, and the newest is kept");
+    changed.map(|(name, _)| line(name)).collect()
+}
+
 /// The address pools and the data path port of a new cluster.
 pub fn pools(cluster: &Cluster) -> Result<(), Error> {
     let mut pools: Vec<Subnet> = Vec::new();
@@ -284,6 +294,14 @@ struct User {
     removing: bool,
 }
 
+impl User {
+    fn of(service: &Service) -> Self {
+        let annotations = service.spec.as_ref().and_then(|s| s.annotations.as_ref());
+        let name = annotations.map_or_else(|| service.id.clone(), |a| a.name.clone());
+        Self { name, removing: service.removing }
+    }
+}
+
 /// Nothing when there are no users; else what `text` makes of their names.
 fn unused(users: &[User], text: impl FnOnce(String) -> String) -> Result<(), Error> {
     let names = users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -307,8 +325,7 @@ fn users(state: &State, uses: impl Fn(&TaskSpec) -> bool) -> Vec<User> {
                 .any(|t| state.task_spec(&t.service_id, t.spec_version).is_some_and(|s| uses(&s)))
         };
         if current || running() {
-            let name = spec.and_then(|s| s.annotations.as_ref()).map_or(service.id.clone(), |a| a.name.clone());
-            users.push(User { name, removing: service.removing });
+            users.push(User::of(service));
         }
     }
     users

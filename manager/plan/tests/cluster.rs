@@ -144,6 +144,21 @@ fn a_dead_nodes_tasks_run_elsewhere_and_keep_their_addresses_until_it_is_known()
 }
 
 #[test]
+fn a_dead_node_is_found_by_a_leader_whose_clock_is_behind() {
+    let mut w = world(2);
+    w.rest(2);
+    // The next leader's clock is a minute behind, and it has heard nothing of one node for long enough.
+    w.now -= 60 * SECOND;
+    for worker in w.workers.values_mut() {
+        worker.last_beat = w.now;
+    }
+    w.workers.get_mut("node1").unwrap().last_beat = w.now - 4 * SECOND;
+    w.settle();
+    let state = |id: &str| w.state.node(id).unwrap().status.as_ref().unwrap().state();
+    assert_eq!((state("node0"), state("node1")), (NodeState::Ready, NodeState::Down));
+}
+
+#[test]
 fn a_failed_task_is_replaced_in_its_slot_after_the_delay() {
     let mut w = world(2);
     let mut wanted = web(2);

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use skep_plan::{assignment, validate};
 use skep_proto::v1::assignment::Kind;
 use skep_proto::v1::*;
-use world::{World, annotations, put, spec};
+use world::{SECOND, World, annotations, put, spec};
 
 fn port(published: u32, target: u32, protocol: Protocol, mode: PublishMode) -> PortConfig {
     let (protocol, mode) = (protocol.into(), mode.into());
@@ -247,6 +247,62 @@ fn secrets_and_configs() {
 }
 
 #[test]
+fn files_of_a_container_have_a_bound_together() {
+    let mut w = World::new(1);
+    let large = |n: usize| ConfigSpec { annotations: annotations(&format!("c{n}")), data: vec![1; 1000 * 1024].into() };
+    for n in 0..17 {
+        let spec = Some(validate::config(&w.state, large(n)).unwrap());
+        w.must(vec![put(object::Kind::Config(Config { id: format!("c{n}-id"), meta: None, spec }))]);
+    }
+    let with = |n: usize| {
+        let mut user = spec("web", 1);
+        let configs = (0..n).map(|n| {
+            let file = FileTarget { name: format!("/c/{n}"), ..FileTarget::default() };
+            ConfigReference { config_name: format!("c{n}"), file: Some(file), ..ConfigReference::default() }
+        });
+        user.task.as_mut().unwrap().container.as_mut().unwrap().configs = configs.collect();
+        user
+    };
+    validate::service(&w.state, with(16), None).unwrap();
+    let error = validate::service(&w.state, with(17), None).unwrap_err().to_string();
+    assert!(error.contains("17408000 bytes together"), "{error}");
+}
+
+#[test]
+fn a_network_waits_for_the_virtual_address_of_a_service_that_is_being_removed() {
+    for replicas in [0, 2] {
+        let mut w = World::new(1);
+        w.create_network("net-id", "net", "");
+        let mut user = spec("web", replicas);
+        let attached = NetworkAttachmentConfig { target: "net".into(), ..NetworkAttachmentConfig::default() };
+        user.task.as_mut().unwrap().networks.push(attached);
+        w.create("web", user).unwrap();
+        w.rest(2);
+        let network = w.state.network("net-id").unwrap();
+        let removal = |w: &World| validate::network_removal(&w.state, &network);
+        assert!(matches!(removal(&w), Err(validate::Error::InUse(_))));
+        w.remove("web");
+        // Whenever the validation lets it go, the state does too.
+        let mut waited = 0;
+        while let Err(error) = removal(&w) {
+            assert!(matches!(error, validate::Error::Draining(_)), "{error}");
+            assert!(error.to_string().contains("web"), "{error}");
+            waited += 1;
+            assert!(waited < 100, "it never ends");
+            w.now += SECOND / 10;
+            for id in w.workers.keys().cloned().collect::<Vec<_>>() {
+                w.work(&id, 5);
+                assert!(removal(&w).is_err(), "the service is not gone yet");
+            }
+            w.settle();
+        }
+        assert!(waited > 0, "{replicas} replicas");
+        let reference = ObjectRef { kind: ObjectKind::Network.into(), id: "net-id".into(), version: 0 };
+        w.must(vec![Action { kind: Some(action::Kind::Remove(reference)) }]);
+    }
+}
+
+#[test]
 fn nodes_and_the_cluster() {
     let mut w = World::new(2);
     w.node("node0", |s| s.role = Role::Manager.into());
@@ -264,6 +320,10 @@ fn nodes_and_the_cluster() {
     assert!(!cluster(|s| s.heartbeat_ns = 1));
     assert!(!cluster(|s| s.certificate_expiry_ns = 1));
     assert!(!cluster(|s| s.auto_lock = true));
+    let old = ClusterSpec { snapshot_interval: 10_000, ..ClusterSpec::default() };
+    assert!(validate::cluster_warnings(&old, Some(&old)).is_empty());
+    let new = ClusterSpec { snapshot_interval: 5, snapshots_kept: 2, ..ClusterSpec::default() };
+    assert_eq!(validate::cluster_warnings(&new, Some(&old)).len(), 2);
 }
 
 #[test]

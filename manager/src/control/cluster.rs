@@ -21,7 +21,11 @@ pub(super) async fn update(control: &Control, request: UpdateClusterRequest) -> 
     let mut next = stored(&view.state)?.as_ref().clone();
     next.meta.get_or_insert_default().version = request.version;
     if let Some(spec) = request.spec {
-        next.spec = Some(validate::cluster(spec).map_err(errors::invalid)?);
+        let spec = validate::cluster(spec).map_err(errors::invalid)?;
+        for line in validate::cluster_warnings(&spec, next.spec.as_ref()) {
+            tracing::warn!("{line}");
+        }
+        next.spec = Some(spec);
     }
     let root = next.root_ca.clone().unwrap_or_default();
     let tokens = next.join_tokens.get_or_insert_default();

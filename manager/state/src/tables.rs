@@ -19,6 +19,16 @@ pub enum Owner {
     Node(Id),
 }
 
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Task(id) => write!(f, "task {id}"),
+            Self::Service(id) => write!(f, "service {id}"),
+            Self::Node(id) => write!(f, "node {id}"),
+        }
+    }
+}
+
 /// A task spec that tasks share, and how many of them name it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SharedSpec {

@@ -19,7 +19,7 @@ const ELECTION_TICK: i64 = 10;
 const HEARTBEAT_TICK: i64 = 1;
 const LOG_ENTRIES_FOR_SLOW_FOLLOWERS: u64 = 500;
 
-/// The settings that a client sent. What it leaves open is zero.
+/// The settings that a client sent. What it leaves open is zero, or not there where zero means something.
 ///
 /// # Errors
 /// Wrong shape, senseless values, fields that we don't honour.
@@ -35,7 +35,9 @@ pub fn spec_in(given: &Value) -> Result<v1::ClusterSpec, Error> {
     let limit = model.orchestration.and_then(|o| o.task_history_retention_limit);
     let spec = v1::ClusterSpec {
         annotations: annotations(model.name, model.labels),
-        task_history_limit: u32::try_from(limit.unwrap_or(0))
+        task_history_limit: limit
+            .map(u32::try_from)
+            .transpose()
             .map_err(|_| Error::value("Orchestration.TaskHistoryRetentionLimit", "it lies between 0 and 4294967295"))?,
         heartbeat_ns: duration("Dispatcher.HeartbeatPeriod", model.dispatcher.and_then(|d| d.heartbeat_period))?,
         certificate_expiry_ns: duration("CAConfig.NodeCertExpiry", model.ca_config.and_then(|c| c.node_cert_expiry))?,
@@ -56,7 +58,7 @@ fn to_model(spec: &v1::ClusterSpec) -> models::SwarmSpec {
         name: name_of(spec.annotations.as_ref()),
         labels: labels_of(spec.annotations.as_ref()),
         orchestration: Some(models::SwarmSpecOrchestration {
-            task_history_retention_limit: Some(i64::from(spec.task_history_limit)),
+            task_history_retention_limit: spec.task_history_limit.map(i64::from),
         }),
         raft: Some(models::SwarmSpecRaft {
             snapshot_interval: Some(spec.snapshot_interval),

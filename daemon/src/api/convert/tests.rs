@@ -266,7 +266,7 @@ fn images_are_named_as_registries_name_them() {
 #[test]
 fn the_swarm_s_settings_survive_reading_and_writing_back() {
     let spec = v1::ClusterSpec {
-        task_history_limit: 5,
+        task_history_limit: Some(0),
         heartbeat_ns: 1_000_000_000,
         certificate_expiry_ns: 7_776_000_000_000_000,
         snapshot_interval: 10_000,
@@ -281,13 +281,13 @@ fn the_swarm_s_settings_survive_reading_and_writing_back() {
     assert_eq!(out["JoinTokens"], json!({ "Worker": "w", "Manager": "m" }));
     assert_eq!(cluster::cluster_out(&cluster, false).get("JoinTokens"), None);
     let back = cluster::spec_in(&out["Spec"]).unwrap();
-    assert_eq!((back.task_history_limit, back.heartbeat_ns), (5, 1_000_000_000));
+    assert_eq!((back.task_history_limit, back.heartbeat_ns), (Some(0), 1_000_000_000), "0 is no default");
     // What docker's init sends.
     let empty = json!({
         "Labels": null, "Orchestration": {}, "Raft": { "ElectionTick": 0, "HeartbeatTick": 0 }, "Dispatcher": {},
         "CAConfig": {}, "TaskDefaults": {}, "EncryptionConfig": { "AutoLockManagers": false },
     });
-    cluster::spec_in(&empty).unwrap();
+    assert_eq!(cluster::spec_in(&empty).unwrap().task_history_limit, None);
     for (given, field) in [
         (json!({ "EncryptionConfig": { "AutoLockManagers": true } }), "AutoLockManagers"),
         (json!({ "Raft": { "ElectionTick": 3 } }), "Raft.ElectionTick"),

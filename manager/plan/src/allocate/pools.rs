@@ -1,6 +1,7 @@
 //! Free addresses of networks during one round.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use skep_proto::v1::Network;
 use skep_state::State;
@@ -12,6 +13,8 @@ use crate::draft::Draft;
 #[derive(Debug, Default)]
 pub(crate) struct Pools {
     open: BTreeMap<String, Pool>,
+    /// Why there is no address, by network.
+    exhausted: BTreeMap<String, Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -22,6 +25,8 @@ struct Pool {
     cursor: u32,
     moved: bool,
     held: HashSet<u32>,
+    /// Nothing is free: a search through a large subnet is not repeated for every task that waits.
+    full: bool,
 }
 
 impl Pools {
@@ -34,7 +39,18 @@ impl Pools {
     pub(crate) fn give_back(&mut self, network_id: &str, address: u32) {
         if let Some(pool) = self.open.get_mut(network_id) {
             pool.held.remove(&address);
+            pool.full = false;
         }
+    }
+
+    /// Why there is no address.
+    pub(crate) fn exhausted(&mut self, state: &State, network_id: &str) -> Arc<str> {
+        if let Some(known) = self.exhausted.get(network_id) {
+            return Arc::clone(known);
+        }
+        let why: Arc<str> = exhausted(state, network_id).into();
+        self.exhausted.insert(network_id.to_owned(), Arc::clone(&why));
+        why
     }
 
     /// Whether an address could be taken.
@@ -72,12 +88,17 @@ impl Pool {
         held.extend(parse_address(&network.gateway));
         held.extend(ipam.iter().flat_map(|c| c.reserved.values()).filter_map(|a| parse_address(a)));
         let cursor = parse_address(&network.last_address).unwrap_or(0);
-        Some(Self { first, last, cursor, moved: false, held })
+        Some(Self { first, last, cursor, moved: false, held, full: false })
     }
 
-    fn free(&self) -> Option<u32> {
+    fn free(&mut self) -> Option<u32> {
+        if self.full {
+            return None;
+        }
         let start = if (self.first..self.last).contains(&self.cursor) { self.cursor + 1 } else { self.first };
-        (start..=self.last).chain(self.first..start).find(|address| !self.held.contains(address))
+        let found = (start..=self.last).chain(self.first..start).find(|address| !self.held.contains(address));
+        self.full = found.is_none();
+        found
     }
 
     fn take(&mut self) -> Option<u32> {
@@ -89,8 +110,7 @@ impl Pool {
     }
 }
 
-/// Why there is no address.
-pub(crate) fn exhausted(state: &State, network_id: &str) -> String {
+fn exhausted(state: &State, network_id: &str) -> String {
     match state.network(network_id) {
         Some(network) => {
             let name = network.spec.as_ref().and_then(|s| s.annotations.as_ref()).map_or("", |a| a.name.as_str());
@@ -100,5 +120,31 @@ pub(crate) fn exhausted(state: &State, network_id: &str) -> String {
             )
         }
         None => format!("network {network_id} does not exist any more: update the service"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_proto::v1::{Action, Annotations, Command, NetworkSpec, Object, action, object};
+
+    use super::*;
+
+    #[test]
+    fn a_full_network_is_not_searched_again_until_something_is_given_back() {
+        let annotations = Some(Annotations { name: "net".into(), ..Annotations::default() });
+        let spec = Some(NetworkSpec { annotations, ..NetworkSpec::default() });
+        let network = Network { id: "net".into(), spec, subnet: "10.9.0.0/29".into(), ..Network::default() };
+        let put = action::Kind::Put(Object { kind: Some(object::Kind::Network(network)) });
+        let mut state = State::default();
+        let command = Command { actions: vec![Action { kind: Some(put) }], ..Command::default() };
+        assert_eq!(state.apply(1, &command).0.refusal, None);
+        let mut pools = Pools::default();
+        let taken: Vec<u32> = std::iter::from_fn(|| pools.take(&state, "net")).collect();
+        assert_eq!(taken.len(), 6);
+        assert!(pools.open["net"].full && !pools.has_room(&state, "net"));
+        pools.give_back("net", taken[2]);
+        assert!(pools.has_room(&state, "net"));
+        assert_eq!((pools.take(&state, "net"), pools.take(&state, "net")), (Some(taken[2]), None));
+        assert!(pools.exhausted(&state, "net").contains("10.9.0.0/29"));
     }
 }

@@ -14,6 +14,8 @@ const SECRETS: &str = "/run/secrets";
 const CONFIGS: &str = "/";
 /// Files of one container at most; the worker's runtime takes no more.
 const FILES: usize = 512;
+/// Bytes of all files of one container: each of its nodes holds them in memory, and is sent them with every new session.
+const FILES_BYTES: usize = 16 << 20;
 /// Longest path that the kernel takes.
 const PATH: usize = 4095;
 /// Permission bits of a file.
@@ -35,6 +37,22 @@ pub(super) fn check(state: &State, container: &mut ContainerSpec) -> Result<(), 
     }
     for config in &mut container.configs {
         resolve(state, config, &mut taken)?;
+    }
+    check_bytes(state, container)
+}
+
+fn check_bytes(state: &State, container: &ContainerSpec) -> Result<(), Error> {
+    let secrets =
+        container.secrets.iter().filter_map(|s| state.secret(&s.secret_id)?.spec.as_ref().map(|s| s.data.len()));
+    let configs =
+        container.configs.iter().filter_map(|c| state.config(&c.config_id)?.spec.as_ref().map(|s| s.data.len()));
+    let bytes: usize = secrets.chain(configs).sum();
+    if bytes > FILES_BYTES {
+        let why = format!(
+            "its secrets and configs have {bytes} bytes together, {FILES_BYTES} are the most: put large files into the \
+             image or a bind mount"
+        );
+        return Err(invalid("TaskTemplate.ContainerSpec.Configs", why));
     }
     Ok(())
 }

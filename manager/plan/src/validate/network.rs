@@ -1,6 +1,6 @@
 //! A new network: checked, and given its subnet, gateway and VNI.
 
-use skep_proto::v1::{Annotations, Driver, IpamConfig, Network, NetworkSpec};
+use skep_proto::v1::{Annotations, Driver, IpamConfig, Network, NetworkSpec, Service};
 use skep_state::State;
 use skep_state::subnet::{Subnet, parse_address};
 
@@ -151,7 +151,14 @@ pub fn network_removal(state: &State, network: &Network) -> Result<(), Error> {
         let names = publishes.filter_map(|s| s.annotations.as_ref()).map(|a| a.name.clone());
         users.extend(names.map(|name| User { name, removing: false }));
     }
+    users.extend(state.services().filter(|s| s.removing && has_address(s, &network.id)).map(|s| User::of(s)));
     users.sort();
     users.dedup();
     unused(&users, |users| format!("network {name} is in use by service {users}: remove or change it first"))
+}
+
+/// Whether the service holds a virtual address on the network. One that is being removed does until its very end, which
+/// comes a round of planning after that of its last task.
+fn has_address(service: &Service, network: &str) -> bool {
+    service.endpoint.iter().flat_map(|e| &e.virtual_ips).any(|v| v.network_id == network && !v.address.is_empty())
 }

@@ -7,6 +7,9 @@ use crate::change::{Change, Value};
 use crate::index::service_name;
 use crate::tables::State;
 
+/// What to do about an address that is still held.
+const AGAIN: &str = "try again once that has ended";
+
 impl State {
     pub(super) fn remove(&mut self, reference: &ObjectRef) -> Result<Change, Refusal> {
         let (kind, id) = (reference.kind(), reference.id.as_str());
@@ -57,7 +60,7 @@ impl State {
             ObjectKind::Network => {
                 self.check_no_service(kind, id, |spec| spec.networks.iter().any(|n| n.target == id))?;
                 match self.addresses_of(id).find(|(_, owner)| !matches!(owner, crate::tables::Owner::Node(_))) {
-                    Some((_, owner)) => Err(in_use(kind, id, format!("network {id} is in use by {owner:?}"))),
+                    Some((_, owner)) => Err(in_use(kind, id, format!("network {id} is in use by {owner}: {AGAIN}"))),
                     None => Ok(()),
                 }
             }
