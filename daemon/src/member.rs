@@ -35,6 +35,10 @@ const CERTIFICATE_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait before a change of role is tried again: at first, and, doubled each time, at most. What is in its way
 /// is a manager that is away.
 const ROLE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How long a manager that is stopped while it joins may take to tell the others.
+const UNDO_WITHIN: Duration = Duration::from_secs(5);
+/// Why a change of role ended early.
+const STOPPED: &str = "this node is about to stop or leave";
 /// How often a manager looks whether it is in the group.
 const LEADER_KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -91,8 +95,12 @@ impl Member {
         let subject = identity.current().subject.clone();
         let managers = known_managers(&membership, subject.role);
         let joined = matches!(beginning, Beginning::Join);
+        let stop = CancellationToken::new();
         let running = match subject.role {
-            Role::Manager => Some(start_manager(&parts.config, &identity, &membership, listener, beginning).await?),
+            Role::Manager => {
+                let start = start_manager(&parts.config, &identity, &membership, listener, beginning, &stop);
+                Some(start.await?)
+            }
             Role::Worker => None,
         };
         let worker_config = skep_worker::Config {
@@ -134,7 +142,7 @@ impl Member {
             config: parts.config,
             worker,
             manager: RwLock::new(running),
-            stop: CancellationToken::new(),
+            stop,
             tasks: TaskTracker::new(),
         });
         member.spawn_keepers();
@@ -143,10 +151,11 @@ impl Member {
 
     /// The tasks that keep a member what it should be: fresh certificate, right role, known managers.
     fn spawn_keepers(self: &Arc<Self>) {
-        let keepers: [futures::future::BoxFuture<'static, ()>; 4] = [
+        // A change of role is not cut off anywhere: what it has started would go on without an owner.
+        self.tasks.spawn(Arc::clone(self).keep_role());
+        let keepers: [futures::future::BoxFuture<'static, ()>; 3] = [
             Box::pin(Arc::clone(self).keep_admitted()),
             Box::pin(Arc::clone(self).keep_certificate()),
-            Box::pin(Arc::clone(self).keep_role()),
             Box::pin(Arc::clone(self).keep_managers()),
         ];
         for keeper in keepers {
@@ -159,7 +168,8 @@ impl Member {
 
     async fn keep_certificate(self: Arc<Self>) {
         let managers = self.worker.managers();
-        identity::renew(self.identity.clone(), move || managers.borrow().clone(), self.stop.clone()).await;
+        let alone = || self.manager().and_then(|manager| sole_authority(&manager));
+        identity::renew(self.identity.clone(), move || managers.borrow().clone(), alone, self.stop.clone()).await;
     }
 
     /// A daemon that died between its start as a manager and its admission finds itself in no group, and asks again.
@@ -170,18 +180,18 @@ impl Member {
             let membership = self.membership();
             let own = membership.addresses.advertise.to_string();
             let others: Vec<String> = membership.managers.iter().filter(|m| **m != own).cloned().collect();
-            let admitted = manager.raft().members().iter().any(|m| m.id == membership.raft_id);
-            if admitted || others.is_empty() {
+            let led = manager.raft().leadership().borrow().leader.is_some();
+            if others.is_empty() || is_admitted(&manager.raft().members(), membership.raft_id, led) {
                 continue;
             }
             match manager.join(&others).await {
-                Ok(()) => tracing::info!("this manager was taken into the group"),
-                Err(error) => tracing::warn!(error = %error, "this manager is not in the group yet"),
+                Ok(()) => tracing::info!("this manager is in the group"),
+                Err(error) => tracing::warn!(error = %error, led, "this manager is not known to be in the group"),
             }
         }
     }
 
-    /// Makes a manager of this node, or takes that away, as the managers want it.
+    /// Makes a manager of this node, or takes that away, as the managers want it, until told to stop.
     async fn keep_role(self: Arc<Self>) {
         let mut assigned = self.worker.assignments_changed();
         let mut pause = ROLE_RETRY.0;
@@ -193,14 +203,16 @@ impl Member {
                 if let Err(error) = self.change_role(wanted).await {
                     let error = format!("{error:#}");
                     tracing::warn!(role = ?wanted, error, again = ?pause, "the change of role did not succeed yet");
-                    self.pause_while_wanted(wanted, pause).await;
+                    if self.stop.run_until_cancelled(self.pause_while_wanted(wanted, pause)).await.is_none() {
+                        return;
+                    }
                     pause = (pause * 2).min(ROLE_RETRY.1);
                     continue;
                 }
                 tracing::info!(role = ?wanted, "this node has a new role");
             }
             pause = ROLE_RETRY.0;
-            if assigned.changed().await.is_err() {
+            if !matches!(self.stop.run_until_cancelled(assigned.changed()).await, Some(Ok(()))) {
                 return;
             }
         }
@@ -213,6 +225,7 @@ impl Member {
         let _ = tokio::time::timeout(pause, other).await;
     }
 
+    /// Ends soon when the member is told to stop, and leaves nothing half started.
     async fn change_role(&self, wanted: Role) -> Result<()> {
         if wanted == Role::Worker
             && let Some(manager) = self.manager()
@@ -220,13 +233,14 @@ impl Member {
             // Out of the group first: a refusal, because the rest would have no quorum, leaves this manager what it is.
             // The managers of the session too: those that this one remembers may be gone.
             let known = self.worker.managers().borrow().clone();
-            manager.leave(&known).await?;
+            self.stop.run_until_cancelled(manager.leave(&known)).await.context(STOPPED)??;
         }
         let mut identity = self.identity.watch();
         if identity.borrow_and_update().subject.role != wanted {
             self.identity.renew_now();
             let renewed = identity.wait_for(|i| i.subject.role == wanted);
-            match tokio::time::timeout(CERTIFICATE_WITHIN, renewed).await {
+            let renewed = self.stop.run_until_cancelled(tokio::time::timeout(CERTIFICATE_WITHIN, renewed));
+            match renewed.await.context(STOPPED)? {
                 Ok(Ok(_)) => {}
                 _ => anyhow::bail!("no certificate for the new role within 10 s"),
             }
@@ -234,7 +248,8 @@ impl Member {
         match wanted {
             Role::Manager => {
                 let membership = self.numbered()?;
-                let running = start_manager(&self.config, &self.identity, &membership, None, Beginning::Join).await?;
+                let start = start_manager(&self.config, &self.identity, &membership, None, Beginning::Join, &self.stop);
+                let running = start.await?;
                 *self.manager.write().unwrap_or_else(PoisonError::into_inner) = Some(running);
             }
             Role::Worker => {
@@ -334,6 +349,9 @@ impl Member {
     pub(crate) async fn leave(&self) -> Result<()> {
         self.stop.cancel();
         self.worker.remove_everything(LEAVE_WITHIN).await;
+        // A change of role that was under way may have made this node a manager.
+        self.tasks.close();
+        self.tasks.wait().await;
         let manager = self.manager();
         if let Some(manager) = manager
             && !manager.other_managers().is_empty()
@@ -371,6 +389,24 @@ fn remove_dir(dir: PathBuf) -> Result<()> {
     }
 }
 
+/// What the only manager of a cluster signs its own certificate with, when it leads and there is nobody else to ask.
+fn sole_authority(manager: &Manager) -> Option<identity::Authority> {
+    let raft = manager.raft();
+    if !raft.leadership().borrow().is_self || raft.members().len() != 1 {
+        return None;
+    }
+    let cluster = manager.store().view().state.cluster()?;
+    let root = skep_manager::ca::RootCa::load(cluster.root_ca.as_ref()?).ok()?;
+    Some((root, skep_manager::ca::life(&cluster)))
+}
+
+/// Whether this manager has its place in the group: a vote, and a leader that speaks to it. Without the one its admission
+/// was cut short; without the other it may have been taken out and know nothing of it, or there is no leader, and then
+/// asking does no harm.
+fn is_admitted(members: &[skep_manager::raft::Member], raft_id: u64, led: bool) -> bool {
+    led && members.iter().any(|m| m.id == raft_id && m.voter)
+}
+
 /// A manager's worker asks its own manager first, then the others.
 fn known_managers(membership: &Membership, role: Role) -> Vec<String> {
     let own = (role == Role::Manager).then(|| membership.addresses.advertise.to_string());
@@ -391,6 +427,7 @@ async fn start_manager(
     membership: &Membership,
     listener: Option<TcpListener>,
     beginning: Beginning,
+    stop: &CancellationToken,
 ) -> Result<Running> {
     let listener = match listener {
         Some(listener) => listener,
@@ -409,16 +446,22 @@ async fn start_manager(
         Beginning::Force => Manager::force_new_cluster(manager_config, dialer).await?,
         _ => Manager::start(manager_config, dialer).await?,
     };
-    let (stop, server) = (CancellationToken::new(), TaskTracker::new());
+    let (unserved, server) = (CancellationToken::new(), TaskTracker::new());
     let serving = Serving { listener, routes: manager.routes(), holder: identity.clone(), gate: None };
-    let serve = identity::serve(serving, stop.clone());
+    let serve = identity::serve(serving, unserved.clone());
     server.spawn(async move {
         if let Err(error) = serve.await {
             tracing::error!(error = %error, "the managers' port is served no more");
         }
     });
-    let running = Running { manager, stop, server };
-    let begun = begin(&running.manager, membership, beginning).await;
+    let running = Running { manager, stop: unserved, server };
+    let joins = matches!(beginning, Beginning::Join);
+    let begun = stop.run_until_cancelled(begin(&running.manager, membership, beginning)).await;
+    if begun.is_none() && joins {
+        // The others may be about to count on it.
+        let _ = tokio::time::timeout(UNDO_WITHIN, running.manager.leave(&membership.managers)).await;
+    }
+    let begun = begun.context(STOPPED).flatten();
     if begun.is_err() {
         running.shutdown().await;
     }
@@ -441,5 +484,23 @@ struct Dial(Dialer);
 impl skep_worker::Connector for Dial {
     fn channel(&self, address: &str) -> Result<tonic::transport::Channel, Box<dyn std::error::Error + Send + Sync>> {
         self.0.channel(address, DIAL_WITHIN).map_err(Into::into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_manager::raft::Member;
+
+    use super::is_admitted;
+
+    #[test]
+    fn a_manager_is_admitted_once_it_votes_and_hears_a_leader() {
+        let member =
+            |id, voter| Member { id, address: String::new(), voter, leader: false, last_ack: None, reachable: None };
+        let group = [member(1, true), member(2, false)];
+        let table = [(1, true, true), (1, false, false), (2, true, false), (3, true, false)];
+        for (id, led, admitted) in table {
+            assert_eq!(is_admitted(&group, id, led), admitted, "{id} {led}");
+        }
     }
 }

@@ -33,6 +33,10 @@ impl Membership for Members {
         cluster.ok_or_else(|| Status::failed_precondition("the cluster is not initialised yet"))
     }
 
+    fn known_cluster(&self) -> Option<Arc<Cluster>> {
+        self.0.store.view().state.cluster()
+    }
+
     async fn node(&self, id: &str) -> Result<Option<Arc<Node>>, Status> {
         self.0.raft.read_barrier(DEADLINE).await.map_err(raft_error)?;
         Ok(self.0.store.view().state.node(id))

@@ -35,7 +35,7 @@ pub use error::Error;
 pub use guard::Gate;
 pub use holder::Holder;
 pub use join::{JoinError, join};
-pub use renew::renew;
+pub use renew::{Authority, renew};
 pub use serve::{Serving, serve};
 
 /// A node's certificate with its key and the root it hangs from, ready for use.

@@ -1,10 +1,13 @@
 //! Keeps the certificate fresh: asks for the next one at a random moment between 50 and 80 % of its life, so that a big
 //! cluster does not ask all at once; at once when the node's role changes. A failure is tried again, later each time.
+//!
+//! A node whose certificate is not valid any more can ask nobody. The only manager of a cluster, who could not have asked
+//! anybody else before, signs for itself then.
 
 use std::time::{Duration, SystemTime};
 
 use rand::Rng as _;
-use skep_manager::ca::certificate;
+use skep_manager::ca::{RootCa, certificate};
 use skep_proto::v1::IssueCertificateRequest;
 use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
 use tokio::time::timeout;
@@ -31,32 +34,51 @@ enum Failure {
     Identity(#[from] Error),
 }
 
-/// Renews the certificate for as long as the node is a member. `managers` tells the addresses to try, in that order.
-/// Ends when `stop` is cancelled.
-pub async fn renew(holder: Holder, managers: impl Fn() -> Vec<String> + Send + Sync, stop: CancellationToken) {
-    let _ = stop.run_until_cancelled(run(&holder, managers)).await;
+/// What a node signs its own certificate with, and how long that is valid.
+pub type Authority = (RootCa, Duration);
+
+/// Renews the certificate for as long as the node is a member. `managers` tells the addresses to try, in that order;
+/// `alone` the root to sign with when this node is the cluster's only manager. Ends when `stop` is cancelled.
+pub async fn renew(
+    holder: Holder,
+    managers: impl Fn() -> Vec<String> + Send + Sync,
+    alone: impl Fn() -> Option<Authority> + Send + Sync,
+    stop: CancellationToken,
+) {
+    let _ = stop.run_until_cancelled(run(&holder, managers, alone)).await;
 }
 
-async fn run(holder: &Holder, managers: impl Fn() -> Vec<String> + Send + Sync) {
+async fn run(
+    holder: &Holder,
+    managers: impl Fn() -> Vec<String> + Send + Sync,
+    alone: impl Fn() -> Option<Authority> + Send + Sync,
+) {
     let mut fraction = rand::rng().random_range(0.5..0.8);
     let mut failures = 0_u32;
     let mut urgent = false;
     loop {
         let now = holder.clock().now();
         let due = holder.current().renewal_at(fraction);
+        let valid = holder.current().check(now).is_ok();
         let pause = match due.duration_since(now) {
             _ if failures > 0 => back_off(failures, rand::rng().random_range(0.5..1.0)),
-            Ok(left) if !urgent => left.min(LOOK_AGAIN),
+            Ok(left) if !urgent && valid => left.min(LOOK_AGAIN),
             _ => Duration::ZERO,
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = holder.asked_to_renew() => urgent = true,
         }
-        if !urgent && failures == 0 && holder.clock().now() < due {
+        let now = holder.clock().now();
+        if !urgent && failures == 0 && now < due && holder.current().check(now).is_ok() {
             continue;
         }
-        match once(holder, &managers()).await {
+        let useless = holder.current().check(now).is_err();
+        let renewed = match if useless { alone() } else { None } {
+            Some(authority) => sign(holder, &authority).await,
+            None => once(holder, &managers()).await,
+        };
+        match renewed {
             Ok(identity) => {
                 let role = certificate::role_name(identity.subject.role);
                 let until = super::clock::text(identity.not_after);
@@ -93,17 +115,25 @@ async fn once(holder: &Holder, managers: &[String]) -> Result<std::sync::Arc<Ide
     let mut last = Failure::NobodyToAsk;
     for address in managers {
         match ask(holder, address).await {
-            Ok(identity) => {
-                let to = holder.clone();
-                // Writing waits for the disk.
-                let replaced = tokio::task::spawn_blocking(move || to.replace(identity)).await;
-                replaced.unwrap_or(Err(Error::Unfit { why: "writing it was interrupted" }))?;
-                return Ok(holder.current());
-            }
+            Ok(identity) => return take(holder, identity).await,
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+/// Signs a certificate of the same subject.
+async fn sign(holder: &Holder, (root, life): &Authority) -> Result<std::sync::Arc<Identity>, Failure> {
+    let identity = Identity::found(root, &holder.current().subject, *life, holder.clock())?;
+    take(holder, identity).await
+}
+
+async fn take(holder: &Holder, identity: Identity) -> Result<std::sync::Arc<Identity>, Failure> {
+    let to = holder.clone();
+    // Writing waits for the disk.
+    let replaced = tokio::task::spawn_blocking(move || to.replace(identity)).await;
+    replaced.unwrap_or(Err(Error::Unfit { why: "writing it was interrupted" }))?;
+    Ok(holder.current())
 }
 
 async fn ask(holder: &Holder, address: &str) -> Result<Identity, Failure> {

@@ -90,6 +90,10 @@ impl Membership for State {
         }
         Ok(Arc::new(self.cluster.lock().unwrap().clone()))
     }
+    fn known_cluster(&self) -> Option<Arc<v1::Cluster>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        Some(Arc::new(self.cluster.lock().unwrap().clone()))
+    }
     async fn node(&self, id: &str) -> Result<Option<Arc<Node>>, Status> {
         Ok(self.nodes.lock().unwrap().iter().find(|n| n.id == id).cloned().map(Arc::new))
     }
@@ -477,7 +481,8 @@ async fn renewal_serves_new_handshakes_and_leaves_connections_alone() {
     let stop = CancellationToken::new();
     let address = manager.address.clone();
     let nobody = "127.0.0.1:1".to_owned();
-    let renewing = tokio::spawn(renew(node.clone(), move || vec![nobody.clone(), address.clone()], stop.clone()));
+    let managers = move || vec![nobody.clone(), address.clone()];
+    let renewing = tokio::spawn(renew(node.clone(), managers, || None, stop.clone()));
     soon("the certificate is renewed twice", {
         let (mut changes, mut last, node) = (0, first.clone(), node.clone());
         move || {
@@ -510,6 +515,50 @@ async fn renewal_serves_new_handshakes_and_leaves_connections_alone() {
     manager.state.nodes.lock().unwrap()[0].spec.as_mut().unwrap().role = Role::Manager.into();
     node.renew_now();
     tokio::time::timeout(Duration::from_secs(10), identities.wait_for(|i| i.is_manager())).await.unwrap().unwrap();
+    stop.cancel();
+    renewing.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_only_manager_signs_for_itself_once_its_certificate_is_of_no_use_any_more() {
+    let state = State::found(DAY);
+    let clock = Clock::default();
+    let valid = state.identity(Role::Manager, DAY, &clock);
+    // Made by a clock that was behind, or by one that was ahead.
+    for ahead in [false, true] {
+        let made = Identity::found(&state.root(), &valid.subject, DAY, &shifted(DAY * 30, ahead)).unwrap();
+        let made = Identity::new(&made.root_pem, &made.chain_pem, &made.key_pem, &clock).unwrap();
+        assert!(made.check(SystemTime::now()).is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let holder = Holder::new(dir.path().join("identity"), made, clock.clone());
+        let stop = CancellationToken::new();
+        let alone = {
+            let state = Arc::clone(&state);
+            move || Some((state.root(), DAY))
+        };
+        let renewing = tokio::spawn(renew(holder.clone(), Vec::new, alone, stop.clone()));
+        let mut identities = holder.watch();
+        let signed = identities.wait_for(|i| i.check(SystemTime::now()).is_ok());
+        let subject = tokio::time::timeout(Duration::from_secs(10), signed).await.unwrap().unwrap().subject.clone();
+        assert_eq!(subject, valid.subject);
+        let manager = Manager::start(Arc::clone(&state)).await;
+        works(&holder, &manager).await;
+        stop.cancel();
+        renewing.await.unwrap();
+    }
+    // One that is still valid is the others' affair.
+    let holder = Holder::new(tempfile::tempdir().unwrap().path().join("identity"), valid, clock);
+    let (asked, stop) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+    let counted = Arc::clone(&asked);
+    let managers = move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Vec::new()
+    };
+    let first = holder.current().chain_pem.clone();
+    let renewing = tokio::spawn(renew(holder.clone(), managers, || unreachable!("it is valid"), stop.clone()));
+    holder.renew_now();
+    soon("it looks for somebody to ask", || asked.load(Ordering::Relaxed) > 0).await;
+    assert_eq!(holder.current().chain_pem, first);
     stop.cancel();
     renewing.await.unwrap();
 }

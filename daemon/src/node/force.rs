@@ -4,6 +4,7 @@
 //! run of this was cut short.
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -14,6 +15,9 @@ use crate::identity::{Clock, Holder, Identity};
 use crate::member::{self, Beginning, Member};
 use crate::membership::{self, Membership};
 
+/// How long a manager may take to notice that there is no leader any more.
+const LEADER_LOST_WITHIN: Duration = Duration::from_secs(2);
+
 impl Node {
     /// Makes a swarm of this manager alone out of what it has of its own, which has lost its quorum. What can be checked
     /// is checked before anything stops. From the moment at which the intention is on disk there is no way back: a crash
@@ -21,6 +25,11 @@ impl Node {
     pub(super) async fn force_new_cluster(&self, request: &Init) -> Result<String, Failure> {
         let member = self.member();
         let (old, identity) = self.forcible(member.as_deref())?;
+        if let Some(manager) = member.as_ref().and_then(|m| m.manager())
+            && manager.raft().members().len() > 1
+        {
+            require_no_leader(&manager).await?;
+        }
         let given = &request.addresses;
         let machine = addresses::interfaces().map_err(internal)?;
         let addresses = addresses::change(&old.addresses, &given.listen, &given.advertise, &given.data_path, &machine)
@@ -93,5 +102,19 @@ impl Node {
         }
         tracing::warn!("a new cluster was forced: this manager is its only one");
         Ok(())
+    }
+}
+
+/// Refuses while the group is well: its other managers would be left behind, with a cluster of their own. One that has
+/// just lost its quorum takes a moment to notice.
+async fn require_no_leader(manager: &skep_manager::Manager) -> Result<(), Failure> {
+    let mut leadership = manager.raft().leadership();
+    match tokio::time::timeout(LEADER_LOST_WITHIN, leadership.wait_for(|l| l.leader.is_none())).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Failure::Unavailable(
+            "The swarm has a leader and a quorum of its managers: there is nothing to force. Demote or remove the managers \
+             that you want to be rid of."
+                .to_owned(),
+        )),
     }
 }

@@ -19,7 +19,7 @@ use skep_proto::v1::certificate_authority_server::CertificateAuthorityServer;
 use skep_proto::v1::{self, Role};
 
 pub use root::{BACKDATE, DEFAULT_LIFE, RootCa};
-pub use service::{CaService, Membership, NewNode, Reason};
+pub use service::{CaService, Membership, NewNode, Reason, life};
 pub use token::JoinToken;
 
 /// The largest message that the CA's service reads; a request is under 1 KiB.

@@ -28,6 +28,8 @@ const REASON: &str = "skep-reason";
 pub trait Membership: Send + Sync + 'static {
     /// The cluster object, with root CA (private key included), tokens and settings.
     async fn cluster(&self) -> Result<Arc<Cluster>, Status>;
+    /// The cluster object as this manager has it, at once; it may be old. `None` before it has any.
+    fn known_cluster(&self) -> Option<Arc<Cluster>>;
     /// A node; `None` when it was never one or was removed.
     async fn node(&self, id: &str) -> Result<Option<Arc<Node>>, Status>;
     /// Adds a node; answers once that is committed.
@@ -173,7 +175,10 @@ impl CaService {
 #[tonic::async_trait]
 impl CertificateAuthority for CaService {
     async fn get_root_ca(&self, _: Request<GetRootCaRequest>) -> Result<Response<GetRootCaResponse>, Status> {
-        let cluster = self.membership.cluster().await?;
+        // Anybody may ask, so it costs nobody but this manager anything; and a root does not change.
+        let known = self.membership.known_cluster();
+        let cluster =
+            known.ok_or_else(|| Status::unavailable("this manager does not know its cluster yet; try again"))?;
         let root_pem = cluster.root_ca.as_ref().map(|root| root.certificate_pem.clone()).unwrap_or_default();
         Ok(Response::new(GetRootCaResponse { root_pem, now_ns: unix_ns(SystemTime::now()) }))
     }
@@ -226,7 +231,7 @@ fn judge(token: &str, root: &RootCa, cluster: &Cluster) -> Result<Role, Status> 
 }
 
 /// Life of a node certificate as the cluster's settings want it.
-fn life(cluster: &Cluster) -> Duration {
+pub fn life(cluster: &Cluster) -> Duration {
     let set = cluster.spec.as_ref().map_or(0, |spec| spec.certificate_expiry_ns);
     u64::try_from(set).ok().filter(|ns| *ns > 0).map_or(DEFAULT_LIFE, Duration::from_nanos)
 }

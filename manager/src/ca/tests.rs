@@ -126,6 +126,9 @@ impl Membership for Fake {
     async fn cluster(&self) -> Result<Arc<Cluster>, Status> {
         Ok(Arc::new(self.cluster.clone()))
     }
+    fn known_cluster(&self) -> Option<Arc<Cluster>> {
+        Some(Arc::new(self.cluster.clone()))
+    }
     async fn node(&self, id: &str) -> Result<Option<Arc<Node>>, Status> {
         Ok(self.nodes.lock().unwrap().iter().find(|n| n.id == id).cloned().map(Arc::new))
     }
