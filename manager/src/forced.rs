@@ -13,9 +13,10 @@ const GENERATIONS: u64 = 1 << 40;
 
 /// The changes that are missing; none when the state says so already.
 pub(crate) fn sole_manager(state: &State, node_id: &str, raft_id: u64, address: &str) -> Vec<Action> {
-    let nodes =
-        state.nodes().flat_map(|node| if node.id == node_id { own(node, raft_id, address) } else { other(node) });
-    generations(state, node_id, raft_id).into_iter().chain(nodes).collect()
+    // This one first: a state is never without a manager.
+    let own = state.node(node_id).into_iter().flat_map(|node| own(&node, raft_id, address));
+    let others = state.nodes().filter(|node| node.id != node_id).flat_map(|node| other(node));
+    generations(state, node_id, raft_id).into_iter().chain(own).chain(others).collect()
 }
 
 /// Nodes may hold what the lost managers told them and this one has never heard of, and refuse what is older. The new

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use skep_proto::v1::{Action, NodeChange, RelayRequest, TaskChange, TaskStatusReport, action};
+use skep_proto::v1::{Action, NodeBeat, NodeChange, RelayRequest, TaskChange, TaskStatusReport, action};
 use skep_state::State;
 use tonic::Status;
 
@@ -33,6 +33,12 @@ impl Intake {
         if !self.raft.leadership().borrow().is_self {
             return Err(Status::unavailable("this manager does not lead"));
         }
+        // At once: whoever is heard of lives, however long the rest takes.
+        self.liveness.note(now, &signs_of_life(&request.beats));
+        let only_signs = request.beats.iter().all(|b| b.applied_generation == 0);
+        if only_signs && request.reports.is_empty() && request.registrations.is_empty() {
+            return Ok(());
+        }
         // A new leader that has not applied all that its predecessors committed would take a report of a new task for
         // one of an unknown task, and lose it.
         let term = self.raft.leadership().borrow().term;
@@ -48,6 +54,12 @@ impl Intake {
         self.liveness.note(now, &request.beats);
         Ok(())
     }
+}
+
+/// The heartbeats without what they acknowledge.
+fn signs_of_life(beats: &[NodeBeat]) -> Vec<NodeBeat> {
+    let heard = beats.iter().filter(|beat| beat.heard);
+    heard.map(|beat| NodeBeat { applied_generation: 0, ..beat.clone() }).collect()
 }
 
 /// The reports that would change something.
@@ -76,4 +88,54 @@ fn news(state: &State, reports: Vec<TaskStatusReport>, registrations: Vec<NodeCh
         })
     });
     statuses.chain(registrations.map(action::Kind::Node)).map(|kind| Action { kind: Some(kind) }).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests {
+    use skep_proto::v1::{Node, NodeDescription, object};
+
+    use super::*;
+    use crate::Manager;
+    use crate::action::put;
+
+    struct NoPeers;
+
+    impl crate::raft::Dialer for NoPeers {
+        fn channel(&self, address: &str) -> std::io::Result<tonic::transport::Channel> {
+            Err(std::io::Error::other(format!("nobody is at {address}")))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_report_can_not_be_written_lives_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = crate::Config {
+            dir: dir.path().join("raft"),
+            node_id: "m".into(),
+            raft_id: 1,
+            address: "127.0.0.1:1".into(),
+            former_raft_ids: Vec::new(),
+            key: [7; 32],
+        };
+        let manager = Manager::start(config, Arc::new(NoPeers)).await.unwrap();
+        let node = Node { id: "n".into(), ..Node::default() };
+        manager.bootstrap(vec![put(object::Kind::Node(node))]).await.unwrap();
+        let beat = |applied_generation| NodeBeat { node_id: "n".into(), applied_generation, heard: true };
+        // No log takes an entry of that size.
+        let huge = NodeDescription { hostname: "x".repeat(64 << 20), ..NodeDescription::default() };
+        let change = NodeChange { id: "n".into(), description: Some(huge), ..NodeChange::default() };
+        let request = RelayRequest { beats: vec![beat(7)], registrations: vec![change], ..RelayRequest::default() };
+        let now = Instant::now() + Duration::from_secs(60);
+        manager.intake.take(now, request).await.unwrap_err();
+        let liveness = &manager.control.liveness;
+        let silence = |at| liveness.silence(at, ["n"].into_iter())["n"];
+        assert_eq!(silence(now + Duration::from_secs(1)), Duration::from_secs(1), "it was heard of");
+        assert_eq!(liveness.acknowledged()["n"], 0, "what it reported before that was not written");
+        let request = RelayRequest { beats: vec![beat(7)], ..RelayRequest::default() };
+        manager.intake.take(now - Duration::from_secs(1), request).await.unwrap();
+        assert_eq!(liveness.acknowledged()["n"], 7);
+        assert_eq!(silence(now), Duration::ZERO, "an older word does not take back a newer one");
+        manager.shutdown().await;
+    }
 }

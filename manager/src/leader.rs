@@ -19,6 +19,8 @@ use crate::store;
 const GATHER: Duration = Duration::from_millis(2);
 /// A round happens at least this often: silent nodes make no noise.
 const AT_LEAST: Duration = Duration::from_millis(250);
+/// A rest that takes so much longer than it should shows that this process, or its machine, stood still.
+const STOOD_STILL: Duration = Duration::from_secs(1);
 /// Leadership that could not be confirmed is asked for again after this.
 const CONFIRM_AGAIN: Duration = Duration::from_millis(20);
 /// Managers that are to be demoted are looked for at least this often.
@@ -132,13 +134,18 @@ async fn rounds(control: &Control) {
                 AT_LEAST
             }
         };
-        pace.turned(begun, Instant::now());
+        let rest = Instant::now();
+        pace.turned(begun, rest);
         tokio::select! {
             _ = applied.changed() => {}
             _ = beats.changed() => {}
             () = tokio::time::sleep(wake.min(AT_LEAST)) => {}
         }
         tokio::time::sleep_until(pace.next(Instant::now()).into()).await;
+        if rest.elapsed() > AT_LEAST + STOOD_STILL {
+            tracing::warn!(for_ms = rest.elapsed().as_millis(), "this manager stood still; nodes are given time anew");
+            control.liveness.pardon(Instant::now());
+        }
     }
 }
 
@@ -147,9 +154,8 @@ async fn round(control: &Control) -> Result<Duration, store::Error> {
     let view = control.store.view();
     let state = &view.state;
     let now = now_ns();
-    let silence = control
-        .liveness
-        .silence(Instant::now(), state.nodes().map(|n| n.id.clone()).collect::<Vec<_>>().iter().map(String::as_str));
+    control.liveness.retain(|id| state.node(id).is_some());
+    let silence = control.liveness.silence(Instant::now(), state.nodes().map(|n| n.id.as_str()));
     let inputs = Inputs {
         acknowledged: control.liveness.acknowledged(),
         silence_ns: silence

@@ -36,7 +36,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use control::Control;
-use dispatch::{Dispatcher, DispatcherService, relay};
+use dispatch::{Dispatcher, DispatcherService, pulse, relay};
 use intake::Intake;
 use liveness::Liveness;
 use peers::PeersService;
@@ -161,10 +161,14 @@ impl Manager {
         let liveness = Arc::new(Liveness::default());
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let pulse = pulse::Pulse::default();
+        // Not the one of the reports: that is cut whenever one of them fails.
+        let line = line::Line::new(Arc::clone(&dialer));
         let control = Control::new(Arc::clone(&raft), Arc::clone(&store), Arc::clone(&liveness), dialer);
         let intake =
             Arc::new(Intake { raft: Arc::clone(&raft), store: Arc::clone(&store), liveness, caught_up: 0.into() });
-        let (relay, items) = relay::queue();
+        let (relay, items) = relay::queue(pulse.clone());
+        tasks.spawn(pulse::run(pulse, Arc::clone(&raft), line, Arc::clone(&intake), stop.clone()));
         tasks.spawn(relay::run(items, Arc::clone(&raft), control.line.clone(), Arc::clone(&intake), stop.clone()));
         tasks.spawn(leader::run(control.clone(), stop.clone()));
         let dispatcher = Arc::new(Dispatcher::new(Arc::clone(&store), relay, stop.child_token()));

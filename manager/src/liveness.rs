@@ -35,6 +35,19 @@ impl Liveness {
         *self.since.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
 
+    /// Starts every node's clock anew: this manager itself was stopped, and could have heard of nobody.
+    pub fn pardon(&self, now: Instant) {
+        for seen in self.seen.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+            seen.at = now;
+        }
+        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// Forgets the nodes that there are no more.
+    pub fn retain(&self, known: impl Fn(&str) -> bool) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known(id));
+    }
+
     /// Notes heartbeats. Wakes the leader's loop when an acknowledgement moved or a node came back.
     pub fn note(&self, now: Instant, beats: &[NodeBeat]) {
         let mut news = false;
@@ -43,8 +56,10 @@ impl Liveness {
             let before = seen.get(&beat.node_id).copied();
             let acknowledged = beat.applied_generation.max(before.map_or(0, |b| b.acknowledged));
             let at = match before {
-                _ if beat.heard => now,
+                // Words may overtake each other on their way.
+                Some(before) if beat.heard => before.at.max(now),
                 Some(before) => before.at,
+                None if beat.heard => now,
                 // Nobody has heard of it yet: its manager's book is no sign of life.
                 None => continue,
             };
@@ -107,5 +122,20 @@ mod tests {
         let silence = liveness.silence(start + Duration::from_secs(5), ["a", "b"].into_iter());
         assert_eq!(silence["a"], Duration::from_secs(3));
         assert_eq!(silence["b"], Duration::from_secs(5));
+    }
+
+    #[test]
+    fn nobody_is_silent_while_this_manager_stood_still_and_who_is_gone_is_forgotten() {
+        let liveness = Liveness::default();
+        let start = Instant::now();
+        liveness.reset(start);
+        liveness.note(start, &[beat("a", 7), beat("gone", 7)]);
+        liveness.retain(|id| id != "gone");
+        assert_eq!(liveness.acknowledged().into_iter().collect::<Vec<_>>(), [("a".to_owned(), 7)]);
+        let woke = start + Duration::from_secs(60);
+        liveness.pardon(woke);
+        let silence = liveness.silence(woke + Duration::from_secs(2), ["a", "never"].into_iter());
+        assert_eq!([silence["a"], silence["never"]], [Duration::from_secs(2); 2]);
+        assert_eq!(liveness.acknowledged()["a"], 7);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use skep_proto::v1::action::Kind;
 use skep_proto::v1::{
-    Action, Empty, JoinRaftRequest, LeaveRaftRequest, LogBatch, ManagerInfo, NodeChange, ProposeRequest,
+    Action, Empty, JoinRaftRequest, LeaveRaftRequest, LogBatch, ManagerInfo, Node, NodeChange, ProposeRequest,
     ProposeResponse, RelayRequest, RelayResponse, TaskLogsRequest, peers_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -60,12 +60,17 @@ impl peers_server::Peers for PeersService {
         let change = NodeChange { id: request.node_id.clone(), manager: Some(manager), ..NodeChange::default() };
         let action = Action { kind: Some(Kind::Node(change)) };
         store::propose(&self.control.raft, now_ns(), vec![action], MEMBERSHIP_DEADLINE).await.map_err(store_error)?;
-        let raft = Arc::clone(&self.control.raft);
-        tokio::time::timeout(MEMBERSHIP_DEADLINE, async move { raft.add_member(raft_id, &request.address).await })
-            .await
-            .map_err(|_| Status::deadline_exceeded("the new manager did not catch up within 30 s; it may try again"))?
-            .map_err(raft_error)?;
-        Ok(Response::new(Empty {}))
+        let added = self.control.raft.add_member(raft_id, &request.address);
+        match tokio::time::timeout(MEMBERSHIP_DEADLINE, added).await {
+            Ok(Ok(())) => Ok(Response::new(Empty {})),
+            Ok(Err(error)) => {
+                if is_outside(&error) {
+                    self.forget_candidate(&node).await;
+                }
+                Err(raft_error(error))
+            }
+            Err(_) => Err(Status::deadline_exceeded("the new manager did not catch up within 30 s; it may try again")),
+        }
     }
 
     async fn leave_raft(&self, request: Request<LeaveRaftRequest>) -> Result<Response<Empty>, Status> {
@@ -103,6 +108,22 @@ impl peers_server::Peers for PeersService {
 }
 
 impl PeersService {
+    /// Gives the store back what it knew of a node before that asked to be taken into the group and was not: nodes must
+    /// not be sent to a manager that there is not.
+    async fn forget_candidate(&self, before: &Node) {
+        let change = NodeChange {
+            id: before.id.clone(),
+            clear_manager: true,
+            manager: before.manager.clone(),
+            ..NodeChange::default()
+        };
+        let action = Action { kind: Some(Kind::Node(change)) };
+        let told = store::propose(&self.control.raft, now_ns(), vec![action], MEMBERSHIP_DEADLINE).await;
+        if let Err(error) = told {
+            tracing::warn!(node.id = before.id, error = %error, "a manager that was not added is still listed");
+        }
+    }
+
     fn require_leader(&self) -> Result<(), Status> {
         if self.control.raft.leadership().borrow().is_self {
             Ok(())
@@ -110,6 +131,11 @@ impl PeersService {
             Err(Status::unavailable("this manager does not lead; ask the leader"))
         }
     }
+}
+
+/// Whether the group certainly does not count on the manager that was to be added.
+fn is_outside(error: &raft::Error) -> bool {
+    matches!(error, raft::Error::AddressTaken { .. } | raft::Error::NotCaughtUp { .. })
 }
 
 /// Takes a manager out of the group, then out of the store's list of managers.

@@ -44,7 +44,7 @@ pub struct View {
 pub struct Store {
     current: RwLock<View>,
     applied: watch::Sender<u64>,
-    events: broadcast::Sender<Applied>,
+    events: RwLock<broadcast::Sender<Applied>>,
 }
 
 impl Default for Store {
@@ -52,7 +52,7 @@ impl Default for Store {
         Self {
             current: RwLock::new(View { index: 0, state: State::default() }),
             applied: watch::Sender::new(0),
-            events: broadcast::Sender::new(EVENT_BACKLOG),
+            events: RwLock::new(broadcast::Sender::new(EVENT_BACKLOG)),
         }
     }
 }
@@ -68,9 +68,10 @@ impl Store {
         self.applied.subscribe()
     }
 
-    /// Every change from now on, in order. A reader that falls 4096 commands behind gets `Lagged`.
+    /// Every change from now on, in order. A reader that falls 4096 commands behind gets `Lagged`. It ends when changes
+    /// were left out: this manager was behind and took over the state of another one.
     pub fn events(&self) -> broadcast::Receiver<Applied> {
-        self.events.subscribe()
+        self.events.read().unwrap_or_else(PoisonError::into_inner).subscribe()
     }
 }
 
@@ -97,7 +98,8 @@ impl raft::StateMachine for Store {
         self.applied.send_replace(index);
         if !changes.is_empty() {
             // No reader at all is fine.
-            let _ = self.events.send(Applied { index, at_ns: command.at_ns, changes: Arc::new(changes) });
+            let applied = Applied { index, at_ns: command.at_ns, changes: Arc::new(changes) };
+            let _ = self.events.read().unwrap_or_else(PoisonError::into_inner).send(applied);
         }
         reply.encode_to_vec()
     }
@@ -110,6 +112,7 @@ impl raft::StateMachine for Store {
     fn restore(&self, snapshot: &mut dyn std::io::Read) -> std::io::Result<()> {
         let (index, state) = State::decode_snapshot(snapshot).map_err(std::io::Error::other)?;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = View { index, state };
+        *self.events.write().unwrap_or_else(PoisonError::into_inner) = broadcast::Sender::new(EVENT_BACKLOG);
         self.applied.send_replace(index);
         Ok(())
     }
@@ -195,6 +198,22 @@ mod tests {
 
     fn action(id: &str) -> Action {
         Action { kind: Some(Kind::Task(TaskChange { id: id.into(), ..TaskChange::default() })) }
+    }
+
+    #[test]
+    fn whoever_listens_is_told_that_a_snapshot_left_changes_out() {
+        let store = Store::default();
+        let mut image = Vec::new();
+        assert!(raft::StateMachine::snapshot(&store)(&mut image).is_ok());
+        let mut before = store.events();
+        assert!(raft::StateMachine::restore(&store, &mut image.as_slice()).is_ok());
+        let mut after = store.events();
+        let node = skep_proto::v1::Node { id: "n".into(), ..skep_proto::v1::Node::default() };
+        let put = crate::action::put(skep_proto::v1::object::Kind::Node(node));
+        let command = Command { at_ns: 1, actions: vec![put], best_effort: false };
+        raft::StateMachine::apply(&store, 1, &command.encode_to_vec());
+        assert_eq!(before.try_recv().err(), Some(broadcast::error::TryRecvError::Closed));
+        assert_eq!(after.try_recv().map(|applied| applied.index), Ok(1));
     }
 
     #[test]

@@ -46,7 +46,9 @@ pub(crate) fn raft(error: raft::Error) -> Status {
         raft::Error::TooLarge { .. } => Code::InvalidArgument,
         // It may have happened: nobody may try it again unseen.
         raft::Error::OutcomeUnknown { .. } => Code::DeadlineExceeded,
-        raft::Error::WouldLoseQuorum { .. } | raft::Error::LastMember { .. } => Code::FailedPrecondition,
+        raft::Error::WouldLoseQuorum { .. } | raft::Error::LastMember { .. } | raft::Error::AddressTaken { .. } => {
+            Code::FailedPrecondition
+        }
         _ => Code::Unavailable,
     };
     Status::new(code, chain(&error))

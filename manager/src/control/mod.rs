@@ -169,7 +169,10 @@ macro_rules! control_calls {
                     loop {
                         match router.next().await? {
                             route::Target::Here => {
-                                return $module::$handler(self, message).await.map(Response::new);
+                                let answer = $module::$handler(self, message.clone()).await;
+                                if let Some(answer) = router.answered(answer).await {
+                                    return answer;
+                                }
                             }
                             route::Target::Leader(mut client) => {
                                 let forwarded = route::forwarded(message.clone(), hops);

@@ -106,7 +106,7 @@ impl<'a> Router<'a> {
             .line
             .to(&leader.address)
             .map_err(|e| Status::unavailable(format!("the leader at {} can't be dialled: {e}", leader.address)))?;
-        Ok(Target::Leader(ControlClient::new(channel)))
+        Ok(Target::Leader(ControlClient::new(channel).max_decoding_message_size(crate::MAX_MESSAGE)))
     }
 
     /// Awaits one attempt at the leader. `None` means: try again.
@@ -128,10 +128,23 @@ impl<'a> Router<'a> {
         if answer.as_ref().is_err_and(|status| is_of_the_line(status.code())) {
             self.control.line.cut();
         }
+        self.settle(answer, &mut leadership).await
+    }
+
+    /// Takes what this manager answered itself, as the leader. `None` means: try again. It may have lost its office since
+    /// it was asked, and then nothing was done.
+    pub(super) async fn answered<T>(&mut self, answer: Result<T, Status>) -> Option<Result<Response<T>, Status>> {
+        let mut leadership = self.control.raft.leadership();
+        self.settle(answer.map(Response::new), &mut leadership).await
+    }
+
+    async fn settle<T>(
+        &mut self,
+        answer: Result<Response<T>, Status>,
+        leadership: &mut tokio::sync::watch::Receiver<Leadership>,
+    ) -> Option<Result<Response<T>, Status>> {
         match answer {
-            // It has lost its quorum and says so to others sooner than it shows.
-            Err(status) if errors::is_leaderless(&status) && self.begun.elapsed() >= LEADERLESS => Some(Err(status)),
-            Err(status) if status.code() == Code::Unavailable && Instant::now() < self.until => {
+            Err(status) if is_worth_another(&status, self.begun.elapsed(), Instant::now() < self.until) => {
                 self.last = Some(status);
                 // A dead leader refuses at once; its successor takes an election to appear.
                 let _ = tokio::time::timeout(Duration::from_millis(50), leadership.changed()).await;
@@ -151,4 +164,38 @@ impl<'a> Router<'a> {
 fn is_of_the_line(code: Code) -> bool {
     use Code::{Cancelled, DeadlineExceeded, Internal, Unauthenticated, Unavailable, Unknown};
     matches!(code, Cancelled | DeadlineExceeded | Internal | Unauthenticated | Unavailable | Unknown)
+}
+
+/// Whether a failed attempt did nothing and another one may do better.
+fn is_worth_another(status: &Status, elapsed: Duration, in_time: bool) -> bool {
+    // A leader that has lost its quorum says so to others sooner than it shows.
+    let given_up = errors::is_leaderless(status) && elapsed >= LEADERLESS;
+    status.code() == Code::Unavailable && in_time && !given_up
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft;
+
+    #[test]
+    fn what_an_election_may_mend_is_tried_again_and_nothing_else_is() {
+        let leader = raft::Leader { id: 2, address: "192.0.2.2:2377".into() };
+        let waited = Duration::from_secs(1);
+        let table = [
+            (raft::Error::NotLeader { leader: Some(leader) }, 9, true),
+            (raft::Error::NotLeader { leader: None }, 2, true),
+            (raft::Error::NotLeader { leader: None }, 3, false),
+            (raft::Error::NoQuorum { reachable: 1, needed: 2, voters: 3 }, 1, true),
+            (raft::Error::NoQuorum { reachable: 1, needed: 2, voters: 3 }, 4, false),
+            (raft::Error::OutcomeUnknown { waited, why: String::new() }, 0, false),
+            (raft::Error::LastMember { id: 1 }, 0, false),
+            (raft::Error::AddressTaken { address: "192.0.2.1:2377".into(), id: 1 }, 0, false),
+        ];
+        for (error, seconds, again) in table {
+            let status = errors::raft(error);
+            assert_eq!(is_worth_another(&status, Duration::from_secs(seconds), true), again, "{seconds} s: {status}");
+            assert!(!is_worth_another(&status, Duration::from_secs(seconds), false), "the deadline is over");
+        }
+    }
 }

@@ -51,13 +51,11 @@ impl Subscriptions {
                 Err(status) => break Err(status),
             };
             subscription.get_or_insert_with(|| message.subscription_id.clone());
-            let Some(reader) = self.begin(&message.subscription_id, node_id) else {
+            let mut batch = message.batch;
+            let Some(reader) = self.begin(&message.subscription_id, node_id, batch.as_mut()) else {
                 break Err(Status::not_found("nobody reads this subscription any more"));
             };
-            let Some(mut batch) = message.batch else { continue };
-            // The certificate says which node speaks.
-            batch.lines.iter_mut().for_each(|line| node_id.clone_into(&mut line.node_id));
-            batch.failures.iter_mut().for_each(|failure| node_id.clone_into(&mut failure.node_id));
+            let Some(batch) = batch else { continue };
             match tokio::time::timeout(READER_DEADLINE, reader.send(Ok(batch))).await {
                 Ok(Ok(())) => {}
                 _ => break Err(Status::cancelled("the reader of these logs has gone")),
@@ -69,10 +67,19 @@ impl Subscriptions {
         outcome
     }
 
-    fn begin(&self, id: &str, node_id: &str) -> Option<mpsc::Sender<Result<LogBatch, Status>>> {
+    /// Who reads what the node sends, of which only what it was asked for is left.
+    fn begin(
+        &self,
+        id: &str,
+        node_id: &str,
+        batch: Option<&mut LogBatch>,
+    ) -> Option<mpsc::Sender<Result<LogBatch, Status>>> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let subscription = open.get_mut(id)?;
-        subscription.pending.get(node_id)?;
+        let asked = subscription.pending.get(node_id)?;
+        if let Some(batch) = batch {
+            restrict(batch, node_id, asked);
+        }
         subscription.begun.insert(node_id.to_owned());
         Some(subscription.reader.clone())
     }
@@ -111,6 +118,15 @@ impl Subscriptions {
             !subscription.pending.is_empty()
         });
     }
+}
+
+/// Leaves of a batch what the node may say: words of its own tasks, in its own name, which its certificate tells.
+fn restrict(batch: &mut LogBatch, node_id: &str, asked: &BTreeSet<String>) {
+    batch.covered_task_ids.clear();
+    batch.lines.retain(|line| asked.contains(&line.task_id));
+    batch.failures.retain(|failure| asked.contains(&failure.task_id));
+    batch.lines.iter_mut().for_each(|line| node_id.clone_into(&mut line.node_id));
+    batch.failures.iter_mut().for_each(|failure| node_id.clone_into(&mut failure.node_id));
 }
 
 impl Dispatcher {
@@ -193,5 +209,37 @@ impl Dispatcher {
                 let _ = session.to_worker.try_send(Ok(close));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_proto::v1::LogLine;
+
+    use super::*;
+
+    #[test]
+    fn a_node_speaks_for_itself_and_of_the_tasks_that_it_was_asked_for() {
+        let subscriptions = Subscriptions::default();
+        let (reader, _lines) = mpsc::channel(1);
+        let pending = [("n".to_owned(), BTreeSet::from(["own".to_owned()]))].into();
+        let open = Open { reader, pending, begun: BTreeSet::new() };
+        subscriptions.0.lock().unwrap_or_else(PoisonError::into_inner).insert("s".into(), open);
+        let line = |task: &str| LogLine { task_id: task.into(), node_id: "else".into(), ..LogLine::default() };
+        let failure = |task: &str| LogFailure { task_id: task.into(), node_id: "else".into(), ..LogFailure::default() };
+        let mut batch = LogBatch {
+            lines: vec![line("other"), line("own")],
+            failures: vec![failure("own"), failure("other")],
+            covered_task_ids: vec!["other".into()],
+        };
+        assert!(subscriptions.begin("s", "n", Some(&mut batch)).is_some());
+        let own = LogBatch {
+            lines: vec![LogLine { node_id: "n".into(), ..line("own") }],
+            failures: vec![LogFailure { node_id: "n".into(), ..failure("own") }],
+            covered_task_ids: Vec::new(),
+        };
+        assert_eq!(batch, own);
+        assert!(subscriptions.begin("s", "else", Some(&mut batch)).is_none(), "it was not asked");
+        assert!(subscriptions.begin("t", "n", None).is_none());
     }
 }

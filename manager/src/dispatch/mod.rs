@@ -6,6 +6,7 @@
 
 pub(crate) mod acknowledge;
 mod logs;
+pub(crate) mod pulse;
 pub(crate) mod relay;
 mod session;
 
@@ -158,7 +159,11 @@ impl dispatcher_server::Dispatcher for DispatcherService {
             certificate_role: Some(peer.role.into()),
             ..NodeChange::default()
         };
-        this.relay.send(Item::Registration(Box::new(change))).await?;
+        if let Err(status) = this.relay.send(Item::Registration(Box::new(change))).await {
+            // That it can't be written now is not the node's fault: it lives.
+            this.relay.pulse.heard(&peer.node_id);
+            return Err(status);
+        }
         let (to_worker, from_manager) = mpsc::channel(SESSION_QUEUE);
         let session = this.open(&peer.node_id, to_worker);
         let (owner, node_id) = (Arc::clone(this), peer.node_id);
@@ -188,6 +193,8 @@ impl dispatcher_server::Dispatcher for DispatcherService {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .worker_applied(message.applied_generation.saturating_sub(generation_base(&this.store.view().state)));
+        // Whatever becomes of what it says, it lives.
+        self.0.relay.pulse.heard(&peer.node_id);
         // The statuses go first: whoever acts on the acknowledgement should know them.
         for report in message.statuses {
             self.0.relay.send(Item::Status(TaskStatusReport { node_id: peer.node_id.clone(), ..report })).await?;

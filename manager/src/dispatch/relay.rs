@@ -1,11 +1,12 @@
-//! What this manager's sessions hear, brought to the leader in batches: heartbeats and acknowledgements for its memory,
-//! statuses and registrations for the log.
+//! What this manager's sessions hear, brought to the leader in batches: acknowledgements for its memory, statuses and
+//! registrations for the log. That a node lives travels apart from it ([`super::pulse`]).
 //!
 //! Bounded: a full queue makes workers wait for the answer to their report. A batch is kept and tried again until a
 //! leader has it, so that a status is lost only together with the manager, and then the worker opens a new session and
 //! reports everything anew.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use skep_proto::pace::Pace;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
+use super::pulse::Pulse;
 use crate::intake::Intake;
 use crate::line::Line;
 use crate::raft::Raft;
@@ -25,6 +27,8 @@ const QUEUE: usize = 8192;
 const BATCH: usize = 1024;
 /// How long the leader may take for one batch.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// How long an item may wait for room: less than a worker waits for the answer to its report.
+const ROOM: Duration = Duration::from_millis(800);
 /// A manager that has not reached a leader for this long sends its workers elsewhere.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
@@ -43,24 +47,20 @@ pub(crate) enum Item {
 #[derive(Debug, Clone)]
 pub(crate) struct Relay {
     items: mpsc::Sender<Item>,
-    stuck: Stuck,
+    pub(super) pulse: Pulse,
 }
-
-/// Since when no batch has reached a leader; `None` while they do.
-type Stuck = Arc<Mutex<Option<Instant>>>;
 
 impl Relay {
     /// Queues an item; waits while the queue is full.
     pub(crate) async fn send(&self, item: Item) -> Result<(), Status> {
         // Workers are better off with a manager that is in touch; an election is shorter than this.
-        let stuck = *self.stuck.lock().unwrap_or_else(PoisonError::into_inner);
-        if stuck.is_some_and(|since| since.elapsed() > STUCK_AFTER) {
+        if self.pulse.out_of_touch().is_some_and(|so_long| so_long > STUCK_AFTER) {
             return Err(Status::unavailable("this manager can't reach the leader; try another one"));
         }
-        match tokio::time::timeout(DEADLINE, self.items.send(item)).await {
+        match tokio::time::timeout(ROOM, self.items.send(item)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::unavailable("this manager is shutting down")),
-            Err(_) => Err(Status::resource_exhausted("this manager can't reach the leader; try another one")),
+            Err(_) => Err(Status::resource_exhausted("this manager can't pass on what it hears; try another one")),
         }
     }
 
@@ -70,23 +70,21 @@ impl Relay {
     }
 }
 
-/// The queue and the end that [`run`] reads.
-pub(crate) fn queue() -> (Relay, Queue) {
+/// The queue and the end that [`run`] reads. `pulse` knows whether a leader is there to be told.
+pub(crate) fn queue(pulse: Pulse) -> (Relay, Queue) {
     let (items, receiver) = mpsc::channel(QUEUE);
-    let stuck = Stuck::default();
-    (Relay { items, stuck: Arc::clone(&stuck) }, Queue { items: receiver, stuck })
+    (Relay { items, pulse }, Queue { items: receiver })
 }
 
 /// The end of the queue that [`run`] reads.
 #[derive(Debug)]
 pub(crate) struct Queue {
     items: mpsc::Receiver<Item>,
-    stuck: Stuck,
 }
 
 /// Carries items to whoever leads, until told to stop.
 pub(crate) async fn run(queue: Queue, raft: Arc<Raft>, line: Line, intake: Arc<Intake>, stop: CancellationToken) {
-    let Queue { mut items, stuck } = queue;
+    let Queue { mut items } = queue;
     let mut pace = Pace::default();
     loop {
         let mut batch = Vec::new();
@@ -104,7 +102,7 @@ pub(crate) async fn run(queue: Queue, raft: Arc<Raft>, line: Line, intake: Arc<I
         }
         let request = gather(batch);
         tokio::select! {
-            () = deliver(&request, &raft, &line, &intake, &stuck) => {}
+            () = deliver(request, &raft, &line, &intake) => {}
             () = stop.cancelled() => return,
         }
         pace.turned(begun, Instant::now());
@@ -114,41 +112,40 @@ pub(crate) async fn run(queue: Queue, raft: Arc<Raft>, line: Line, intake: Arc<I
 /// Puts a batch into one message; of one node's heartbeats only the newest counts.
 fn gather(batch: Vec<Item>) -> RelayRequest {
     let mut request = RelayRequest::default();
+    let mut beats: BTreeMap<String, NodeBeat> = BTreeMap::new();
     for item in batch {
         match item {
             Item::Beat(mut beat) => {
-                beat.heard |= request.beats.iter().any(|b| b.node_id == beat.node_id && b.heard);
-                request.beats.retain(|b| b.node_id != beat.node_id);
-                request.beats.push(beat);
+                beat.heard |= beats.get(&beat.node_id).is_some_and(|b| b.heard);
+                beats.insert(beat.node_id.clone(), beat);
             }
             Item::Status(report) => request.reports.push(report),
             Item::Registration(change) => request.registrations.push(*change),
         }
     }
+    request.beats.extend(beats.into_values());
     request
 }
 
-async fn deliver(request: &RelayRequest, raft: &Raft, line: &Line, intake: &Intake, stuck: &Stuck) {
+async fn deliver(mut request: RelayRequest, raft: &Raft, line: &Line, intake: &Intake) {
     let mut leadership = raft.leadership();
     loop {
         let current = leadership.borrow_and_update().clone();
         let outcome = if current.is_self {
             intake.take(Instant::now(), request.clone()).await
         } else if let Some(leader) = &current.leader {
-            pass_on(request, &leader.address, line).await
+            pass_on(&request, &leader.address, line).await
         } else {
             Err(Status::unavailable("no leader"))
         };
-        let Err(status) = outcome else {
-            *stuck.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            return;
-        };
+        let Err(status) = outcome else { return };
         if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) {
             // No leader will ever take it, and what comes after it must not wait for ever.
             tracing::warn!(error = status.message(), "reports were refused for good and are dropped");
             return;
         }
-        stuck.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+        // By the next try it is an old story that they live.
+        request.beats.iter_mut().for_each(|beat| beat.heard = false);
         tracing::debug!(error = status.message(), "reports wait for a leader");
         // The next leader, or the same one after a pause.
         let _ = tokio::time::timeout(Duration::from_millis(100), leadership.changed()).await;
@@ -174,6 +171,6 @@ mod tests {
         };
         let request = gather(vec![beat("a", 1), beat("b", 1), beat("a", 2)]);
         let beats: Vec<_> = request.beats.iter().map(|b| (b.node_id.as_str(), b.applied_generation)).collect();
-        assert_eq!(beats, [("b", 1), ("a", 2)]);
+        assert_eq!(beats, [("a", 2), ("b", 1)]);
     }
 }

@@ -71,7 +71,10 @@ pub enum Error {
         id: u64,
     },
     /// Another member uses the address.
-    #[error("address {address} belongs to manager {id:x}; give every manager an address of its own")]
+    #[error(
+        "address {address} belongs to manager {id:x}: demote or remove that manager first, or give this one an address of \
+         its own"
+    )]
     AddressTaken {
         /// The address.
         address: String,

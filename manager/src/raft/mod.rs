@@ -23,6 +23,7 @@ mod recover;
 mod service;
 mod snapshot;
 mod state_machine;
+mod supersede;
 #[cfg(test)]
 mod tests;
 mod types;

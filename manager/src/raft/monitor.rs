@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::error::{Error, Result};
+use super::supersede::{Led, Verdict};
 use super::types::Metrics;
 use super::{Inner, Leader, Leadership};
 use openraft::Instant as _;
@@ -23,6 +24,7 @@ impl Inner {
         // Changes with the server's role, not with every entry as the full metrics do.
         let mut role = self.core.server_metrics();
         let mut appended = 0;
+        let mut led = Led::default();
         loop {
             let unsettled = self.leadership.borrow().leader.is_none();
             let pause = if unsettled { UNSETTLED } else { self.config.heartbeat };
@@ -32,6 +34,8 @@ impl Inner {
             }
             let now = self.metrics();
             let leadership = leadership_of(&now, self.config.node, self.config.fresh(), self.heard.ago());
+            led.note(Instant::now(), &leadership);
+            let outlived = self.pool.heard_superseded() && self.judge_superseded(&mut led, &leadership);
             self.leadership.send_if_modified(|old| {
                 let modified = *old != leadership;
                 if modified {
@@ -47,11 +51,7 @@ impl Inner {
                 }
                 modified
             });
-            if self.pool.superseded() {
-                tracing::error!(
-                    node.id = self.config.node,
-                    "another manager has gone on without this one (a new cluster was forced); this manager ends its part"
-                );
+            if outlived {
                 if let Err(error) = self.core.shutdown().await {
                     tracing::error!(error = %error, "raft engine did not end in order");
                 }
@@ -70,6 +70,30 @@ impl Inner {
             }
         }
         self.nobody_leads();
+    }
+
+    /// Another manager says that it has gone on without this one: whether this one ends its part for that.
+    fn judge_superseded(&self, led: &mut Led, leadership: &Leadership) -> bool {
+        match led.verdict(Instant::now(), leadership) {
+            Verdict::Wait => false,
+            Verdict::End => {
+                tracing::error!(
+                    node.id = self.config.node,
+                    "another manager has gone on without this one (a new cluster was forced); this manager ends its part"
+                );
+                self.pool.settle_superseded(true);
+                true
+            }
+            Verdict::GoOn => {
+                tracing::error!(
+                    node.id = self.config.node,
+                    "a new cluster was forced on a manager of this group, which is well and goes on: there are two \
+                     clusters now; have that node leave with --force, and remove it here"
+                );
+                self.pool.settle_superseded(false);
+                false
+            }
+        }
     }
 
     pub(crate) fn nobody_leads(&self) {

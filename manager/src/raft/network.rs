@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -89,19 +89,37 @@ impl Health {
 pub(crate) struct Pool {
     dialer: Arc<dyn Dialer>,
     open: Mutex<HashMap<(String, Lane), Connection>>,
-    superseded: AtomicBool,
+    superseded: AtomicU8,
 }
+
+/// What became of another manager's word that it has gone on without this one: nothing was said, it was, it is true of
+/// this group, it is of no account.
+const UNHEARD: u8 = 0;
+const HEARD: u8 = 1;
+const ENDED: u8 = 2;
+const DISREGARDED: u8 = 3;
 
 type Connection = (Channel, Arc<Health>);
 
 impl Pool {
     pub(crate) fn new(dialer: Arc<dyn Dialer>) -> Self {
-        Self { dialer, open: Mutex::new(HashMap::new()), superseded: AtomicBool::new(false) }
+        Self { dialer, open: Mutex::new(HashMap::new()), superseded: AtomicU8::new(UNHEARD) }
     }
 
-    /// Whether a member of this node's group has said that it has gone on without the others.
+    /// Whether a member of this node's group has said that it has gone on without the others, and nothing was done
+    /// about it yet.
+    pub(crate) fn heard_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed) == HEARD
+    }
+
+    /// This node's part is at its end.
     pub(crate) fn superseded(&self) -> bool {
-        self.superseded.load(Ordering::Relaxed)
+        self.superseded.load(Ordering::Relaxed) == ENDED
+    }
+
+    /// Settles for good what that means for this node: its end, or nothing.
+    pub(crate) fn settle_superseded(&self, ends: bool) {
+        self.superseded.store(if ends { ENDED } else { DISREGARDED }, Ordering::Relaxed);
     }
 
     /// A client for one call.
@@ -195,10 +213,17 @@ impl Peer {
         }
     }
 
-    /// An answer that is none; one of them ends this node's part in the group.
+    /// An answer that is none; one of them may end this node's part in the group.
     fn refused(&self, status: &tonic::Status) -> RPCError<TypeConfig> {
         if status.metadata().contains_key(SUPERSEDED) {
-            self.pool.superseded.store(true, Ordering::Relaxed);
+            let noted = self.pool.superseded.compare_exchange(UNHEARD, HEARD, Ordering::Relaxed, Ordering::Relaxed);
+            if noted.is_ok() {
+                tracing::warn!(
+                    peer.id = self.target,
+                    peer.address = self.address,
+                    "a manager says that it left the group"
+                );
+            }
         }
         refused(status)
     }

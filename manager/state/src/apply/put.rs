@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use skep_proto::v1::{
-    Cluster, Config, Meta, Network, Node, Object, ObjectKind, Refusal, RefusalReason, Secret, Service, Task, TaskSpec,
-    object,
+    Cluster, Config, Meta, Network, Node, Object, ObjectKind, Refusal, RefusalReason, Role, Secret, Service, Task,
+    TaskSpec, object,
 };
 
 use super::{Moment, in_use, invalid, not_found, refuse, word};
@@ -12,6 +12,11 @@ use crate::change::{Change, Value};
 use crate::index::{mesh_ports, name_of, node_addresses, service_addresses, service_name, task_addresses};
 use crate::subnet::Subnet;
 use crate::tables::{Id, Named, Owner, State};
+
+/// Whether the node is wanted as a manager.
+fn is_manager(node: &Node) -> bool {
+    node.spec.as_ref().is_some_and(|spec| spec.role() == Role::Manager)
+}
 
 impl State {
     pub(super) fn put(&mut self, now: Moment, object: &Object) -> Result<Change, Refusal> {
@@ -47,6 +52,13 @@ impl State {
         let meta = check(now, ObjectKind::Node, &node.id, node.meta.as_ref(), old.as_ref().map(|o| o.meta.as_ref()))?;
         let owner = Owner::Node(Id::from(node.id.as_str()));
         self.check_addresses(ObjectKind::Node, &node.id, node_addresses(node), &owner)?;
+        if old.as_deref().is_some_and(is_manager)
+            && !is_manager(node)
+            && !self.nodes().any(|other| other.id != node.id && is_manager(other))
+        {
+            let message = "it is the last manager: promote another node first".to_owned();
+            return Err(in_use(ObjectKind::Node, &node.id, message));
+        }
         let new = Arc::new(Node { meta, ..node.clone() });
         self.insert_node(Arc::clone(&new));
         Ok(change(ObjectKind::Node, &node.id, old.map(Value::Node), Value::Node(new)))
