@@ -82,7 +82,8 @@ mod tests {
         };
         let (none, other, own) = (leadership(None, false), leadership(Some(2), false), leadership(Some(1), true));
         // What is seen at which millisecond, heard from the first on, and what is said to it at the end.
-        let table: [(&str, &[(u64, &Leadership)], Verdict); 9] = [
+        type Row<'a> = (&'a str, &'a [(u64, &'a Leadership)], Verdict);
+        let table: [Row<'_>; 9] = [
             ("nobody leads: a look around", &[(0, &none), (900, &none)], Verdict::Wait),
             ("nobody leads for long", &[(0, &none), (1000, &none)], Verdict::End),
             ("back from the dead, and elected", &[(0, &none), (400, &own)], Verdict::End),
