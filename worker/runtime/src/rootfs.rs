@@ -272,15 +272,13 @@ impl Root {
 
 /// A view of a file or directory that is mounted nowhere yet: no devices, no programs, no set-user-id.
 fn bind(source: &Path, read_only: bool) -> Result<OwnedFd, Errno> {
-    let tree = open_tree(
-        rustix::fs::CWD,
-        source,
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW,
-    )?;
-    let mut flags = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
-    if read_only {
-        flags |= libc::MOUNT_ATTR_RDONLY;
-    }
+    let flags = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    detached(source, if read_only { flags | libc::MOUNT_ATTR_RDONLY } else { flags })
+}
+
+/// A view of a file or directory that is mounted nowhere yet, with these `MOUNT_ATTR_` flags.
+pub(crate) fn detached(source: &Path, flags: u64) -> Result<OwnedFd, Errno> {
+    let tree = open_tree(rustix::fs::CWD, source, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let attributes = libc::mount_attr { attr_set: flags, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is empty and ends with a zero; the kernel reads the structure, whose size it is told.
     let done = unsafe {

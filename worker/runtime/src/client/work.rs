@@ -16,8 +16,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Config, DYING, Error, REMOVING, Result, SLOW, io_error};
@@ -316,28 +315,7 @@ fn remove_all(path: &Path) -> Result<()> {
 /// A read-only mount of the binary that no path leads to. All supervisors share its pages with the file itself, and
 /// it lives as long as any of them, whatever becomes of this process.
 pub(super) fn read_only_binary(path: &Path) -> io::Result<OwnedFd> {
-    let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    #[repr(C)]
-    struct MountAttr {
-        set: u64,
-        clear: u64,
-        propagation: u64,
-        userns: u64,
-    }
-    const MOUNT_ATTR_RDONLY: u64 = 1;
-    let attributes = MountAttr { set: MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns: 0 };
-    // SAFETY: the structure is what mount_setattr(2) takes in its first version, and lives through the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<MountAttr>(),
-        )
-    };
-    if done == 0 { Ok(tree) } else { Err(io::Error::last_os_error()) }
+    Ok(crate::rootfs::detached(path, libc::MOUNT_ATTR_RDONLY)?)
 }
 
 /// The capabilities of this process's bounding set, which its supervisors inherit.
