@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, bail, ensure};
 use skep_deploy::lab::layout::OUTSIDE;
-use skep_tests::{Cluster, REQUEST, eventually};
+use skep_tests::{Cluster, Load, REQUEST, eventually};
 
 /// Process 1 of the only container of a node.
 fn process(cluster: &Cluster, node: &str) -> Result<u32> {
@@ -58,4 +60,51 @@ fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_
 fn now() -> Result<String> {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     Ok((since.as_secs() + 1).to_string())
+}
+
+/// As after a crash in the moment between a manager's word and its writing down.
+#[test]
+fn a_daemon_that_remembers_too_little_takes_down_nothing_that_runs() -> Result<()> {
+    let cluster = Cluster::up("oldfile", 2, 1)?;
+    let create = |words: &str| {
+        let line = format!("service create --detach --constraint node.role==worker {words} whoami");
+        cluster.skep("n1", &line.split_whitespace().collect::<Vec<_>>())
+    };
+    create("--name first")?;
+    let first = cluster.running("n1", "first", 1)?;
+    let file = cluster.lab.socket("n2").with_file_name("r").join("assignments");
+    let remembered = eventually("the first task to be written down", || {
+        let bytes = std::fs::read(&file)?;
+        let id = first.keys().next().map(String::as_bytes).unwrap_or_default();
+        ensure!(bytes.windows(id.len()).any(|window| window == id), "not yet");
+        Ok(bytes)
+    })?;
+    create("--name web --publish 8080:80")?;
+    let web = cluster.running("n1", "web", 1)?;
+    let containers = || cluster.skep("n2", &["container", "ls", "--no-trunc", "--format", "{{.ID}} {{.RunningFor}}"]);
+    let ids = || Ok::<_, anyhow::Error>(containers()?.lines().map(|l| l[..64].to_owned()).collect::<BTreeSet<_>>());
+    let before = ids()?;
+    assert_eq!(before.len(), 2);
+    let address = cluster.published("n2")?;
+    eventually("an answer", || cluster.lab.ask(OUTSIDE, address, REQUEST))?;
+
+    // Nobody can tell it of the second task.
+    cluster.lab.kill_daemon("n1")?;
+    cluster.lab.kill_daemon("n2")?;
+    std::fs::write(&file, remembered)?;
+    let load = Load::start(&cluster.lab, &[address]);
+    cluster.lab.restart("n2")?;
+    load.more(200)?;
+    cluster.lab.restart("n1")?;
+    eventually("the same tasks", || {
+        ensure!(cluster.running("n1", "web", 1)? == web && cluster.running("n1", "first", 1)? == first, "others");
+        let log = std::fs::read_to_string(cluster.lab.log("n2"))?;
+        ensure!(log.matches("session open").count() >= 2, "no manager has spoken yet");
+        Ok(())
+    })?;
+    load.more(200)?;
+    let (sent, failed) = load.stop();
+    assert_eq!(failed, Vec::<String>::new(), "of {sent} requests");
+    assert_eq!(ids()?, before, "the same containers");
+    cluster.down()
 }

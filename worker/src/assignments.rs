@@ -14,6 +14,8 @@ use skep_proto::v1::{Assignment, AssignmentChange, AssignmentKey, AssignmentKind
 pub struct Assignments {
     /// Generation of the newest change that was taken in.
     pub generation: u64,
+    /// A manager has said so to this daemon, not to one before it: what is not here is wanted no more.
+    told: bool,
     /// Shared between one set and the next: what is the same is known by its address.
     items: BTreeMap<(AssignmentKind, String), Arc<Assignment>>,
 }
@@ -83,7 +85,7 @@ pub enum Refused {
 impl Assignments {
     /// The set of a node that leaves its cluster: nothing is wanted any more, and no manager has a say.
     pub(crate) fn farewell() -> Self {
-        Self { generation: u64::MAX, items: BTreeMap::new() }
+        Self { generation: u64::MAX, told: true, items: BTreeMap::new() }
     }
 
     /// The set after a change.
@@ -101,7 +103,23 @@ impl Assignments {
             let key = key(&item).ok_or(Refused::Empty(change.generation))?;
             items.insert(key, Arc::new(item));
         }
-        Ok(Self { generation: change.generation, items })
+        Ok(Self { generation: change.generation, told: true, items })
+    }
+
+    /// The same set as an earlier daemon left it behind: it may have been told of more than it could write down.
+    pub(crate) fn remembered(self) -> Self {
+        Self { told: false, ..self }
+    }
+
+    /// Whether what is not here is wanted no more.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// Whether the set may be all that is wanted on a node with these sandboxes. One from before the task of some of
+    /// them is not: to follow it would take away what runs.
+    pub(crate) fn explains(&self, sandboxes: &[String]) -> bool {
+        self.told || sandboxes.iter().all(|id| self.items.contains_key(&(AssignmentKind::Task, id.clone())))
     }
 
     /// Everything, as one change that makes the same set anew.
@@ -158,6 +176,27 @@ mod tests {
             .map(|id| AssignmentKey { kind: AssignmentKind::Network.into(), id: (*id).to_owned() })
             .collect();
         AssignmentChange { generation, complete, put, remove, more: false }
+    }
+
+    #[test]
+    fn what_is_remembered_explains_only_what_it_knows() -> Result<(), Refused> {
+        let task = |id: &str| {
+            let task = skep_proto::v1::Task { id: id.into(), ..Default::default() };
+            Assignment {
+                kind: Some(Kind::Task(skep_proto::v1::TaskAssignment { task: Some(task), ..Default::default() })),
+            }
+        };
+        let told = Assignments::default().take(change(5, true, vec![task("a"), task("b")], &[]))?;
+        let remembered = told.clone().remembered();
+        assert!(told.is_told() && !remembered.is_told());
+        for (open, explained) in [(&["a"][..], true), (&["b", "a"], true), (&["a", "c"], false), (&[], true)] {
+            let open: Vec<String> = open.iter().map(|id| (*id).to_owned()).collect();
+            assert_eq!(remembered.explains(&open), explained, "{open:?}");
+            assert!(told.explains(&open), "a manager's word is all there is");
+        }
+        assert!(remembered.take(change(6, false, Vec::new(), &[]))?.is_told());
+        assert!(Assignments::farewell().explains(&["c".to_owned()]));
+        Ok(())
     }
 
     #[test]

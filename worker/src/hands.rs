@@ -223,12 +223,9 @@ impl Hands for NodeHands {
         Some(record.spec.stop_signal())
     }
 
-    async fn stop(&self, task: &TaskAssignment) -> Result<Exit, Failure> {
-        let Some(own) = &task.task else {
-            return Err(failed("the assignment holds no task".to_owned()));
-        };
+    async fn stop(&self, task_id: &str, task: &TaskAssignment) -> Result<Exit, Failure> {
         let grace = skep_proto::time::duration(container::grace_ns(task));
-        let exit = self.runtime.stop(&container::id_of(&own.id), grace).await.map_err(|e| failed(chain(&e)))?;
+        let exit = self.runtime.stop(&container::id_of(task_id), grace).await.map_err(|e| failed(chain(&e)))?;
         Ok(Exit { code: exit.code, oom_killed: exit.oom_killed })
     }
 
@@ -246,9 +243,9 @@ impl Hands for NodeHands {
         timed("removing the container", self.runtime.remove(&container::id_of(task_id))).await
     }
 
-    async fn leftovers(&self) -> Vec<String> {
+    async fn leftovers(&self) -> Result<Vec<String>, Failure> {
         let mut left = Vec::new();
-        for id in self.runtime.list().await.unwrap_or_default() {
+        for id in self.runtime.list().await.map_err(|e| failed(chain(&e)))? {
             let task = match self.runtime.inspect(&id).await {
                 Ok(record) => record.labels.into_iter().find(|(name, _)| name == TASK_LABEL).map(|(_, task)| task),
                 Err(_) => None,
@@ -259,7 +256,7 @@ impl Hands for NodeHands {
         if let Ok(entries) = std::fs::read_dir(&self.netns_dir) {
             left.extend(entries.flatten().filter_map(|e| e.file_name().into_string().ok()));
         }
-        left
+        Ok(left)
     }
 }
 

@@ -199,9 +199,8 @@ impl Worker {
             let current = Arc::clone(&assigned.borrow_and_update());
             self.0.supervisors.reconcile(&current);
             // Only a manager's word makes a leftover one: before it, everything may still be wanted.
-            if !adopted && current.generation > 0 {
-                adopted = true;
-                self.0.supervisors.adopt_leftovers().await;
+            if !adopted && current.is_told() {
+                adopted = self.0.supervisors.adopt_leftovers().await;
             }
             tokio::select! {
                 changed = assigned.changed() => if changed.is_err() { return },
@@ -280,9 +279,10 @@ impl Worker {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         let assignments = self.assignments();
-        if let Some(path) = self.0.file.lock().unwrap_or_else(PoisonError::into_inner).as_deref()
+        // Taken, so that a write from before, which still waits for its thread, does not come after this one.
+        if let Some(path) = self.0.file.lock().unwrap_or_else(PoisonError::into_inner).take()
             && assignments.generation > 0
-            && let Err(error) = remember(path, &assignments)
+            && let Err(error) = remember(&path, &assignments)
         {
             tracing::warn!(error = %error, file = %path.display(), "assignments can't be kept for a restart");
         }
@@ -327,9 +327,19 @@ impl session::Owner for Inner {
     }
 
     fn assign(&self, change: AssignmentChange) -> Result<(), Status> {
-        let next = self.assigned.borrow().take(change).map_err(|e| Status::failed_precondition(e.to_string()))?;
-        self.assigned.send_replace(Arc::new(next));
-        Ok(())
+        // In one step: a farewell in between must not be overwritten.
+        let mut refused = None;
+        self.assigned.send_if_modified(|held| match held.take(change) {
+            Ok(next) => {
+                *held = Arc::new(next);
+                true
+            }
+            Err(error) => {
+                refused = Some(error);
+                false
+            }
+        });
+        refused.map_or(Ok(()), |error| Err(Status::failed_precondition(error.to_string())))
     }
 
     fn managers(&self, addresses: Vec<String>) {
@@ -418,8 +428,9 @@ async fn wire(
             tracing::error!(problem, generation = current.generation, "an assignment can't be wired");
         }
         let ports: BTreeSet<_> = current.kinds().flat_map(wires::ingress_ports).collect();
-        // Before the first word of a manager the kernel stays as an earlier daemon left it.
-        if current.generation > 0 {
+        // Before the first word of a manager the kernel stays as an earlier daemon left it, unless what that one was told
+        // accounts for all that is there.
+        if current.generation > 0 && current.explains(&open) {
             desired.send_if_modified(|held| {
                 let news = **held != wires;
                 if news {
@@ -462,7 +473,7 @@ async fn acknowledge(driver: Driver, applied: watch::Sender<u64>) {
 fn recall(file: &std::path::Path) -> Assignments {
     let Ok(bytes) = std::fs::read(file) else { return Assignments::default() };
     let change = AssignmentChange::decode(bytes.as_slice());
-    change.ok().and_then(|c| Assignments::default().take(c).ok()).unwrap_or_default()
+    change.ok().and_then(|c| Assignments::default().take(c).ok()).unwrap_or_default().remembered()
 }
 
 /// Keeps the assignments for the next daemon, a moment behind them: they are written in whole, which takes its time on a

@@ -52,7 +52,7 @@ pub(crate) trait Hands: Send + Sync + 'static {
     /// The signal that asks its process to end; `None` when the container can't be read.
     fn stop_signal(&self, task_id: &str) -> impl Future<Output = Option<i32>> + Send;
     /// Its process was told to end and has ended.
-    fn stop(&self, task: &TaskAssignment) -> impl Future<Output = Result<Exit, Failure>> + Send;
+    fn stop(&self, task_id: &str, task: &TaskAssignment) -> impl Future<Output = Result<Exit, Failure>> + Send;
     /// The network namespace is gone.
     fn close_sandbox(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
     /// The container is made anew in place of the one that ended; what that one printed stays.
@@ -60,7 +60,7 @@ pub(crate) trait Hands: Send + Sync + 'static {
     /// The container is gone.
     fn remove(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
     /// Tasks of which something is left on this node.
-    fn leftovers(&self) -> impl Future<Output = Vec<String>> + Send;
+    fn leftovers(&self) -> impl Future<Output = Result<Vec<String>, Failure>> + Send;
 }
 
 /// What is wanted of one task.
@@ -129,15 +129,27 @@ impl<H: Hands> Supervisors<H> {
         }
     }
 
-    /// Takes charge of what an earlier daemon left and nobody assigns any more, so that it goes.
-    pub(crate) async fn adopt_leftovers(&self) {
-        for id in self.hands.leftovers().await {
+    /// Takes charge of what an earlier daemon left and nobody assigns any more, so that it goes. `false`: what there is
+    /// could not be found out.
+    pub(crate) async fn adopt_leftovers(&self) -> bool {
+        let left = match self.hands.leftovers().await {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::warn!(
+                    error = error.message,
+                    "what an earlier daemon left could not be listed; tried again with the next word of a manager"
+                );
+                return false;
+            }
+        };
+        for id in left {
             let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
             if !wishes.contains_key(&id) {
                 tracing::info!(task.id = id, "container of a task that is assigned no more: removing it");
                 self.hire(&mut wishes, &id, Wish { desired: Desired::Gone, assignment: Arc::default() });
             }
         }
+        true
     }
 
     /// Whether no task is left.
@@ -308,7 +320,7 @@ impl<H: Hands> Supervisor<'_, H> {
                     self.tell(task, ContainerAction::Kill { signal });
                 }
                 facts.stop_sent = true;
-                let exit = hands.stop(task).await?;
+                let exit = hands.stop(self.id, task).await?;
                 ending(&exit).chain([ContainerAction::Stop]).for_each(|action| self.tell(task, action));
                 facts.exited(exit);
             }
@@ -387,7 +399,12 @@ fn status(id: &str, state: TaskState, facts: &Facts, pid: i32) -> TaskStatus {
             n => format!("{}; restarted {n} times while no manager was there", message(state)),
         },
         error,
-        container: made.then(|| ContainerStatus { container_id: id.to_owned(), pid, exit_code: code, oom_killed }),
+        container: made.then(|| ContainerStatus {
+            container_id: container::id_of(id),
+            pid,
+            exit_code: code,
+            oom_killed,
+        }),
     }
 }
 

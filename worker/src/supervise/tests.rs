@@ -56,7 +56,8 @@ impl Hands for Fake {
     async fn stop_signal(&self, _: &str) -> Option<i32> {
         Some(3)
     }
-    async fn stop(&self, _: &TaskAssignment) -> Result<Exit, Failure> {
+    async fn stop(&self, id: &str, _: &TaskAssignment) -> Result<Exit, Failure> {
+        assert_eq!(id, "t", "also where no manager assigns it any more");
         self.note("stop");
         Ok(Exit { code: 0, oom_killed: false })
     }
@@ -75,8 +76,9 @@ impl Hands for Fake {
         self.note("remove");
         Ok(())
     }
-    async fn leftovers(&self) -> Vec<String> {
-        Vec::new()
+    async fn leftovers(&self) -> Result<Vec<String>, Failure> {
+        let running = self.found.container == Container::Running;
+        Ok(running.then(|| "t".to_owned()).into_iter().collect())
     }
 }
 
@@ -198,10 +200,22 @@ async fn without_a_manager_a_container_is_started_again_as_the_same_task() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_an_earlier_daemon_left_running_is_stopped_and_goes() {
+    let found = Facts { image: true, sandbox: Sandbox::Attached, container: Container::Running, ..Facts::default() };
+    let world = World::new(Fake { found, ..Fake::default() });
+    assert!(world.supervisors.adopt_leftovers().await);
+    assert!(!world.supervisors.idle());
+    world.gone().await;
+    assert_eq!(*world.hands.done.lock().unwrap(), ["stop", "remove", "close"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_container_that_can_not_be_made_anew_has_failed_for_that_reason() {
     let world = World::new(Fake { renews_badly: true, ..Fake::default() });
     world.want(Some(TaskState::Running));
     world.reach(TaskState::Running).await;
+    let known = world.statuses.get("t").and_then(|s| s.container).map(|c| c.container_id);
+    assert_eq!(known, Some(container::id("t")), "what inspecting a container takes");
     world.connected.send_replace(None);
     world.hands.exits.notify_one();
     world.reach(TaskState::Failed).await;
