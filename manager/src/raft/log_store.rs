@@ -23,6 +23,7 @@ use super::crypt::Cipher;
 use super::disk::{Disk, DiskError, Loaded};
 use super::log_writer::{Job, Writer};
 use super::types::{Entry, LogId, TypeConfig, Vote, entry_bytes};
+use super::wire;
 
 /// Entries kept in memory once they are durable, in bytes.
 const TAIL_BYTES: usize = 8 << 20;
@@ -161,6 +162,14 @@ impl LogStore {
         wait.await.unwrap_or_else(|_| Err(io::Error::other("the raft log closed before the write was done")))
     }
 
+    /// Refuses entries that would leave a hole in the log: what is in one is never applied.
+    fn fits(&self, entries: &[Entry]) -> io::Result<()> {
+        let Some(first) = entries.first() else { return Ok(()) };
+        // An empty log begins wherever its first entry says.
+        let before = self.shared.state().last.map(|id| id.index).or(first.log_id.index.checked_sub(1));
+        wire::gapless(before, entries).map_err(io::Error::other)
+    }
+
     /// Entries of `first..end` that the log holds, at least one if it holds any, at most about `budget` bytes.
     async fn read(&self, first: u64, end: u64, budget: usize) -> io::Result<Vec<Entry>> {
         let mut entries;
@@ -265,6 +274,10 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        // What was purged is answered with what comes after it, out of the range if need be: nothing at all would be taken
+        // for a log that has no more yet, and the hole is noticed by whoever sends the entries.
+        let left = self.shared.state().first;
+        let end = if start < left { end.max(left + 1) } else { end };
         self.read(start, end, READ_BYTES).await
     }
 
@@ -330,6 +343,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        self.fits(&entries)?;
         let bytes: usize = entries.iter().map(entry_bytes).sum();
         let wanted = u32::try_from(bytes).unwrap_or(u32::MAX).min(UNSYNCED_BYTES);
         let room = Arc::clone(&self.room).acquire_many_owned(wanted).await;

@@ -9,11 +9,11 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential};
@@ -248,6 +248,10 @@ fn bad(error: &wire::WireError) -> RPCError<TypeConfig> {
     NetworkError::from_string(error).into()
 }
 
+fn whole(request: &AppendEntriesRequest<TypeConfig>) -> RpcResult<()> {
+    wire::gapless(request.prev_log_id.as_ref().map(|id| id.index), &request.entries).map_err(|e| bad(&e))
+}
+
 impl RaftNetworkV2<TypeConfig> for Peer {
     type SnapshotData = SnapshotData;
 
@@ -256,6 +260,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<TypeConfig>> {
+        whole(&rpc)?;
         let request = wire::append_to(self.target, &rpc);
         let response = self
             .call(self.lane, RPCTypes::AppendEntries, &option, |mut client| async move { client.append(request).await })
@@ -278,12 +283,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         Box::pin(async move {
             let (mut client, health) = self.client(self.lane)?;
             let target = self.target;
-            let sent = Arc::new(AtomicU64::new(0));
-            let counted = Arc::clone(&sent);
-            let requests = input.map(move |request| {
-                counted.fetch_add(1, Ordering::Relaxed);
-                wire::append_to(target, &request)
-            });
+            let (sent, torn) = (Arc::default(), Torn::default());
+            let requests = requests(target, input, &sent, &torn);
             let opened = tokio::time::timeout(STALL, client.append_stream(requests)).await;
             let responses = match opened {
                 Ok(Ok(response)) => response.into_inner(),
@@ -293,7 +294,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
                     return Err(self.stalled());
                 }
             };
-            let replies = Replies { peer: self, responses, health, sent, received: 0 };
+            let replies = Replies { peer: self, responses, health, sent, received: 0, torn };
             let stream = futures::stream::unfold(Some(replies), |replies| async move {
                 let mut replies = replies?;
                 let reply = replies.next().await?;
@@ -363,6 +364,31 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     }
 }
 
+/// Why no more requests of an append stream are sent.
+type Torn = Arc<OnceLock<RPCError<TypeConfig>>>;
+
+/// The requests of an append stream as messages, counted in `sent`. One with a hole ends it: told of the error, the
+/// library plans anew what this peer needs.
+fn requests<S: Stream<Item = AppendEntriesRequest<TypeConfig>>>(
+    to: u64,
+    input: S,
+    sent: &Arc<AtomicU64>,
+    torn: &Torn,
+) -> impl Stream<Item = v1::RaftAppendRequest> + use<S> {
+    let (sent, torn) = (Arc::clone(sent), Arc::clone(torn));
+    tokio_stream::StreamExt::map_while(input, move |request| match whole(&request) {
+        Ok(()) => {
+            sent.fetch_add(1, Ordering::Relaxed);
+            Some(wire::append_to(to, &request))
+        }
+        Err(error) => {
+            tracing::warn!(peer.id = to, %error, "append stream ended");
+            let _ = torn.set(error);
+            None
+        }
+    })
+}
+
 /// The answers of an append stream.
 struct Replies<'a> {
     peer: &'a Peer,
@@ -370,6 +396,7 @@ struct Replies<'a> {
     health: Arc<Health>,
     sent: Arc<AtomicU64>,
     received: u64,
+    torn: Torn,
 }
 
 impl Replies<'_> {
@@ -382,7 +409,7 @@ impl Replies<'_> {
                     self.health.success();
                     return Some(wire::appended_of(response).map_err(|e| bad(&e)));
                 }
-                Ok(Ok(None)) => return None,
+                Ok(Ok(None)) => return self.torn.get().cloned().map(Err),
                 Ok(Err(status)) => return Some(Err(self.peer.refused(&status))),
                 Err(_) if waiting => {
                     self.health.hung();
@@ -426,4 +453,32 @@ fn chunks(to: u64, vote: &Vote, snapshot: Snapshot) -> (impl Stream<Item = v1::R
         send(Kind::End(v1::RaftSnapshotEnd { bytes }));
     });
     (tokio_stream::wrappers::ReceiverStream::new(receiver), size)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::super::types::{Entry, LeaderId, LogId, Payload};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_with_a_hole_ends_the_stream_and_says_why() {
+        let id = |index| LogId { leader_id: LeaderId { term: 2, node_id: 1 }, index };
+        let request = |prev, index| AppendEntriesRequest {
+            vote: Vote::new_committed(2, 1),
+            prev_log_id: Some(id(prev)),
+            entries: vec![Entry { log_id: id(index), payload: Payload::Blank }],
+            leader_commit: None,
+        };
+        for (input, through, tears) in [
+            (vec![request(7, 8), request(8, 9)], 2, false),
+            (vec![request(7, 8), request(8, 50), request(50, 51)], 1, true),
+        ] {
+            let (sent, torn) = (Arc::default(), Torn::default());
+            let messages: Vec<_> = requests(4, futures::stream::iter(input), &sent, &torn).collect().await;
+            assert_eq!((messages.len(), sent.load(Ordering::Relaxed)), (through, through as u64));
+            assert_eq!(torn.get().is_some_and(|error| error.to_string().contains("hole")), tears);
+        }
+    }
 }

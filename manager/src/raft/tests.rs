@@ -147,6 +147,32 @@ async fn reads_join_memory_and_disk_and_keep_to_their_budget() {
 }
 
 #[tokio::test]
+async fn a_hole_is_neither_read_in_silence_nor_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, closer) = open(dir.path()).await;
+    append(&mut log, (0..100).map(|i| entry(1, i, b"x")).collect()).await;
+    log.purge(id(1, 49)).await.unwrap();
+    for (start, end, first) in [(10, 60, Some(50)), (10, 20, Some(50)), (50, 60, Some(50)), (100, 110, None)] {
+        let some = log.limited_get_log_entries(start, end).await.unwrap();
+        assert_eq!(some.first().map(|e| e.log_id.index), first, "{start}..{end}");
+    }
+    assert!(log.try_get_log_entries(10..20).await.unwrap().is_empty());
+    for (what, entries) in [
+        ("after the last", vec![entry(1, 101, b"y")]),
+        ("within", vec![entry(1, 100, b"y"), entry(1, 102, b"y")]),
+        ("again", vec![entry(1, 99, b"y")]),
+    ] {
+        let (done, _wait) = TypeConfig::oneshot();
+        let refused = log.append(entries, IOFlushed::signal(done)).await.unwrap_err();
+        assert!(refused.to_string().contains("hole"), "{what}: {refused}");
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(id(1, 99)), "{what}");
+    }
+    append(&mut log, vec![entry(1, 100, b"y")]).await;
+    drop(log);
+    close(closer).await;
+}
+
+#[tokio::test]
 async fn another_key_is_refused_and_a_second_process_too() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, closer) = open(dir.path()).await;

@@ -22,6 +22,8 @@ pub(crate) enum WireError {
     Decode { message: &'static str, source: prost::DecodeError },
     #[error("a membership is not usable: {reason}")]
     Membership { reason: String },
+    #[error("entries to append leave a hole: entry {found} stands where {expected} belongs")]
+    Hole { expected: u64, found: u64 },
 }
 
 fn need<T>(value: Option<T>, message: &'static str, field: &'static str) -> Result<T, WireError> {
@@ -113,11 +115,26 @@ pub(crate) fn append_to(to: u64, request: &AppendEntriesRequest<TypeConfig>) -> 
     }
 }
 
+/// Whether entries follow the one at index `prev`, and each other, without a hole.
+///
+/// The library checks this in debug builds only, and can break it: a stream that is started again with a request from
+/// before a purge reads what the purge has left. A follower that appended that would skip commands for ever.
+pub(crate) fn gapless(prev: Option<u64>, entries: &[Entry]) -> Result<(), WireError> {
+    let expected = prev.map_or(0, |prev| prev + 1)..;
+    let found = entries.iter().map(|entry| entry.log_id.index);
+    match expected.zip(found).find(|(expected, found)| expected != found) {
+        None => Ok(()),
+        Some((expected, found)) => Err(WireError::Hole { expected, found }),
+    }
+}
+
 pub(crate) fn append_of(request: v1::RaftAppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, WireError> {
+    let entries: Vec<Entry> = request.entries.into_iter().map(entry_of).collect::<Result<_, _>>()?;
+    gapless(request.prev.as_ref().map(|id| id.index), &entries)?;
     Ok(AppendEntriesRequest {
         vote: vote_of(need(request.vote, "append request", "vote")?),
         prev_log_id: request.prev.map(log_id_of),
-        entries: request.entries.into_iter().map(entry_of).collect::<Result<_, _>>()?,
+        entries,
         leader_commit: request.leader_commit.map(log_id_of),
     })
 }
@@ -286,8 +303,8 @@ mod tests {
 
     #[test]
     fn requests_and_answers_come_back_as_they_were() {
-        let entries = vec![Entry { log_id: id(2, 1, 8), payload: Payload::Normal(Blob(vec![1].into())) }];
-        for (prev_log_id, leader_commit) in [(None, None), (Some(id(1, 1, 7)), Some(id(1, 1, 0)))] {
+        for (prev_log_id, index, leader_commit) in [(None, 0, None), (Some(id(1, 1, 7)), 8, Some(id(1, 1, 0)))] {
+            let entries = vec![Entry { log_id: id(2, 1, index), payload: Payload::Normal(Blob(vec![1].into())) }];
             let vote = Vote::new_committed(2, 1);
             let request = AppendEntriesRequest { vote, prev_log_id, entries: entries.clone(), leader_commit };
             let back = append_of(append_to(4, &request)).unwrap();
@@ -308,6 +325,31 @@ mod tests {
             last_membership: StoredMembership::new(Some(id(4, 1, 60)), joint()),
         };
         assert_eq!(meta_of(meta_to(&meta)).unwrap(), meta);
+    }
+
+    #[test]
+    fn a_request_with_a_hole_is_refused() {
+        let table: [(Option<u64>, &[u64], bool); 9] = [
+            (None, &[], true),
+            (None, &[0, 1], true),
+            (None, &[1], false),
+            (Some(7), &[], true),
+            (Some(7), &[8, 9, 10], true),
+            (Some(7), &[9], false),
+            (Some(7), &[7, 8], false),
+            (Some(7), &[8, 10], false),
+            (Some(7), &[8, 8], false),
+        ];
+        for (prev, indexes, fits) in table {
+            let entry = |index: &u64| Entry { log_id: id(2, 1, *index), payload: Payload::Blank };
+            let request = AppendEntriesRequest {
+                vote: Vote::new_committed(2, 1),
+                prev_log_id: prev.map(|index| id(1, 1, index)),
+                entries: indexes.iter().map(entry).collect(),
+                leader_commit: None,
+            };
+            assert_eq!(append_of(append_to(4, &request)).is_ok(), fits, "{indexes:?} after {prev:?}");
+        }
     }
 
     #[test]

@@ -143,6 +143,7 @@ impl Dialer for Plain {
             }
         });
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(io::Error::other)?;
+        let endpoint = endpoint.http2_keep_alive_interval(SECOND).keep_alive_timeout(SECOND);
         Ok(endpoint.connect_timeout(Duration::from_millis(500)).connect_with_connector_lazy(connect))
     }
 }
