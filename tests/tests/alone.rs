@@ -30,6 +30,12 @@ fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_
         let log = std::fs::read_to_string(cluster.lab.log("n2"))?;
         if log.contains("session ended") { Ok(()) } else { bail!("it goes on") }
     })?;
+    // From now on the image's name means another one, in which nothing can be run.
+    let other = tempfile::NamedTempFile::new()?;
+    let packed =
+        std::process::Command::new("tar").arg("-cf").arg(other.path()).args(["-C", "/etc", "hostname"]).status()?;
+    ensure!(packed.success(), "no archive was made");
+    cluster.skep("n2", &["image", "import", &other.path().to_string_lossy(), "whoami:latest"])?;
     // The machine numbers its processes itself.
     let killed = cluster.lab.exec("n2", "kill")?.args(["-KILL", &first.to_string()]).status()?;
     ensure!(killed.success(), "process 1 was not killed");
@@ -81,9 +87,13 @@ fn a_daemon_that_remembers_too_little_takes_down_nothing_that_runs() -> Result<(
     })?;
     create("--name web --publish 8080:80")?;
     let web = cluster.running("n1", "web", 1)?;
-    let containers = || cluster.skep("n2", &["container", "ls", "--no-trunc", "--format", "{{.ID}} {{.RunningFor}}"]);
-    let ids = || Ok::<_, anyhow::Error>(containers()?.lines().map(|l| l[..64].to_owned()).collect::<BTreeSet<_>>());
-    let before = ids()?;
+    let containers = || {
+        let ids = cluster.skep("n2", &["container", "ls", "--no-trunc", "--quiet"])?;
+        let all = ["container", "inspect", "--format", "{{.ID}} {{.State.StartedAt}}"].into_iter().chain(ids.lines());
+        let described = cluster.skep("n2", &all.collect::<Vec<_>>())?;
+        Ok::<_, anyhow::Error>(described.lines().map(str::to_owned).collect::<BTreeSet<_>>())
+    };
+    let before = containers()?;
     assert_eq!(before.len(), 2);
     let address = cluster.published("n2")?;
     eventually("an answer", || cluster.lab.ask(OUTSIDE, address, REQUEST))?;
@@ -105,6 +115,6 @@ fn a_daemon_that_remembers_too_little_takes_down_nothing_that_runs() -> Result<(
     load.more(200)?;
     let (sent, failed) = load.stop();
     assert_eq!(failed, Vec::<String>::new(), "of {sent} requests");
-    assert_eq!(ids()?, before, "the same containers");
+    assert_eq!(containers()?, before, "the same containers");
     cluster.down()
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use skep_image::{Image, Store};
-use skep_netdrv::{Driver, SandboxState};
+use skep_netdrv::{Driver, Namespace, SandboxState};
 use skep_proto::size;
 use skep_proto::template::{self, Field};
 use skep_proto::v1::{MountType, NodeDescription, Task, TaskAssignment};
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use crate::assignments::Assignments;
 use crate::container::{self, rejected};
 use crate::listeners;
-use crate::supervise::Hands;
+use crate::supervise::{Hands, Process};
 use crate::wires;
 
 /// How long the wires of a sandbox may take: longer than any transient trouble, shorter than an operator's patience.
@@ -71,13 +72,15 @@ impl NodeHands {
         }
     }
 
-    async fn spec(&self, task: &TaskAssignment) -> Result<ContainerSpec, Failure> {
+    /// The container of a task. `made_of`: the id of the image to take, whatever the spec's name for it means by now.
+    async fn spec(&self, task: &TaskAssignment, made_of: Option<&str>) -> Result<ContainerSpec, Failure> {
         let own = task.task.as_ref().ok_or_else(|| rejected("the assignment holds no task".to_owned()))?;
         let wanted = container::spec(task).ok_or_else(|| rejected("the task's spec has no container".to_owned()))?;
         let wanted = &template(wanted, own, task, &self.node)?;
-        let image = match self.image_of(&own.id) {
-            Some(image) => image,
-            None => self.resolve(&wanted.image).await?,
+        let image = match (made_of, self.image_of(&own.id)) {
+            (Some(id), _) => self.resolve(id).await?,
+            (None, Some(image)) => image,
+            (None, None) => self.resolve(&wanted.image).await?,
         };
         let process = container::process(wanted, &image.config)?;
         let (store, id) = (Arc::clone(&self.images), image.id.clone());
@@ -127,30 +130,28 @@ impl NodeHands {
 }
 
 impl Hands for NodeHands {
-    async fn find(&self, task_id: &str) -> (Facts, i32) {
+    async fn find(&self, task_id: &str) -> Result<(Facts, Process), Failure> {
+        let id = container::id_of(task_id);
         let mut facts = Facts::default();
-        let mut pid = 0;
-        facts.container = match self.runtime.state(&container::id_of(task_id)).await {
-            Ok(State::Created) => Container::Created,
-            Ok(State::Running { pid: running }) => {
-                pid = running;
+        let mut process = Process::default();
+        let state = self.runtime.state(&id).await;
+        facts.container = match state.map_err(|e| failed(format!("the container can't be read: {}", chain(&e))))? {
+            State::Created => Container::Created,
+            State::Running { pid, started_at } => {
+                process = Process { pid, started_ns: nanoseconds(started_at) };
                 Container::Running
             }
-            Ok(State::Exited(exit)) => Container::Exited(Exit { code: exit.code, oom_killed: exit.oom_killed }),
-            Ok(State::Missing) => Container::Absent,
-            Err(error) => {
-                // Unreadable remains can't be judged; taking them down is the safe way on.
-                tracing::warn!(task.id = task_id, error = %error, "container can't be read; it will be removed");
-                Container::Created
-            }
+            State::Exited(exit) => Container::Exited(ended(exit)),
+            State::Missing => Container::Absent,
         };
-        if self.netns_dir.join(task_id).exists() {
+        if Namespace::open(&self.netns_dir.join(task_id)).is_ok() {
             facts.sandbox = if facts.container == Container::Absent { Sandbox::Open } else { Sandbox::Attached };
             self.sandbox_opened(task_id);
         }
         facts.image = facts.container != Container::Absent;
-        facts.restarts = self.runtime.inspect(&container::id_of(task_id)).await.map_or(0, |record| record.restarts);
-        (facts, pid)
+        facts.restarts = self.runtime.inspect(&id).await.map_or(0, |record| record.restarts);
+        facts.stop_sent = self.runtime.asked_to_stop(&id);
+        Ok((facts, process))
     }
 
     async fn ensure_image(&self, task: &TaskAssignment) -> Result<(), Failure> {
@@ -196,7 +197,7 @@ impl Hands for NodeHands {
     }
 
     async fn create(&self, task: &TaskAssignment) -> Result<(), Failure> {
-        let spec = self.spec(task).await?;
+        let spec = self.spec(task, None).await?;
         let made = timed("creating the container", self.runtime.create(&spec)).await;
         if let Some(own) = &task.task {
             self.resolved.write().unwrap_or_else(PoisonError::into_inner).remove(&own.id);
@@ -205,17 +206,21 @@ impl Hands for NodeHands {
     }
 
     async fn renew(&self, task: &TaskAssignment) -> Result<(), Failure> {
-        let spec = self.spec(task).await?;
+        let own = task.task.as_ref().ok_or_else(|| rejected("the assignment holds no task".to_owned()))?;
+        let record = self.runtime.inspect(&container::id_of(&own.id)).await;
+        let labels = record.map_err(|e| failed(format!("the container can't be read: {}", chain(&e))))?.labels;
+        let made_of = labels.into_iter().find(|(name, _)| name == container::IMAGE_LABEL).map(|(_, image)| image);
+        let spec = self.spec(task, made_of.as_deref()).await?;
         timed("creating the container again", self.runtime.renew(&spec)).await
     }
 
-    async fn start(&self, task_id: &str) -> Result<i32, Failure> {
-        timed("starting the container", self.runtime.start(&container::id_of(task_id))).await.map(|s| s.pid)
+    async fn start(&self, task_id: &str) -> Result<Process, Failure> {
+        let started = timed("starting the container", self.runtime.start(&container::id_of(task_id))).await?;
+        Ok(Process { pid: started.pid, started_ns: nanoseconds(started.started_at) })
     }
 
     async fn wait(&self, task_id: &str) -> Result<Exit, Failure> {
-        let exit = self.runtime.wait(&container::id_of(task_id)).await.map_err(|e| failed(chain(&e)))?;
-        Ok(Exit { code: exit.code, oom_killed: exit.oom_killed })
+        exit_or_gone(self.runtime.wait(&container::id_of(task_id)).await)
     }
 
     async fn stop_signal(&self, task_id: &str) -> Option<i32> {
@@ -225,8 +230,7 @@ impl Hands for NodeHands {
 
     async fn stop(&self, task_id: &str, task: &TaskAssignment) -> Result<Exit, Failure> {
         let grace = skep_proto::time::duration(container::grace_ns(task));
-        let exit = self.runtime.stop(&container::id_of(task_id), grace).await.map_err(|e| failed(chain(&e)))?;
-        Ok(Exit { code: exit.code, oom_killed: exit.oom_killed })
+        exit_or_gone(self.runtime.stop(&container::id_of(task_id), grace).await)
     }
 
     async fn close_sandbox(&self, task_id: &str) -> Result<(), Failure> {
@@ -262,6 +266,27 @@ impl Hands for NodeHands {
 
 fn failed(message: String) -> Failure {
     Failure { message, rejected: false }
+}
+
+fn nanoseconds(at: Option<Timestamp>) -> i64 {
+    at.map_or(0, |at| i64::try_from(at.as_nanosecond()).unwrap_or(0))
+}
+
+fn ended(exit: skep_runtime::Exit) -> Exit {
+    let at_ns = nanoseconds(Some(exit.finished_at));
+    Exit { code: exit.code, oom_killed: exit.oom_killed, error: exit.error, at_ns }
+}
+
+/// A container of which nothing is left has ended too: nothing would be found by waiting for it.
+fn exit_or_gone(exit: Result<skep_runtime::Exit, skep_runtime::Error>) -> Result<Exit, Failure> {
+    match exit {
+        Ok(exit) => Ok(ended(exit)),
+        Err(skep_runtime::Error::NotFound(_)) => {
+            let error = Some("the container is gone: somebody removed it".to_owned());
+            Ok(Exit { code: 255, error, ..Exit::default() })
+        }
+        Err(error) => Err(failed(chain(&error))),
+    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

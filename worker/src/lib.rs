@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use prost::Message;
 use skep_image::Store;
 use skep_net_plan::{Desired, Subnet, Underlay};
-use skep_netdrv::Driver;
+use skep_netdrv::{Driver, Namespace};
 use skep_proto::v1::assignment::Kind;
 use skep_proto::v1::{AssignmentChange, LogLine, LogOptions, NodeDescription, Role, TaskAssignment, TaskStatus};
 use skep_runtime::Runtime;
@@ -372,19 +372,23 @@ struct RuntimeLogs(Arc<Runtime>);
 
 impl logs::Source for RuntimeLogs {
     fn lines(&self, task_id: &str, options: &LogOptions) -> Result<logs::Lines, String> {
-        let since =
-            (options.since_ns > 0).then(|| Timestamp::from_nanosecond(i128::from(options.since_ns)).ok()).flatten();
-        let until_ns = if options.until_ns > 0 { options.until_ns } else { i64::MAX };
+        let time = |ns: i64| (ns > 0).then(|| Timestamp::from_nanosecond(i128::from(ns)).ok()).flatten();
         let tail = options.tail.and_then(|n| usize::try_from(n).ok());
         let id = container::id(task_id);
-        let reader = self.0.logs(&id).since(since).tail(tail).follow(options.follow);
+        let reader = self
+            .0
+            .logs(&id)
+            .since(time(options.since_ns))
+            .until(time(options.until_ns))
+            .tail(tail)
+            .follow(options.follow);
         let (stdout, stderr, task_id) = (options.stdout, options.stderr, task_id.to_owned());
         let lines = futures::stream::unfold(reader, |mut reader| async move { Some((reader.next().await?, reader)) });
         let lines = lines.map(move |line| line.map(|l| (l.stream == skep_runtime::Stream::Stderr, l)));
         let wanted = lines.filter_map(move |line| match line {
             Ok((is_stderr, line)) => {
                 let at_ns = i64::try_from(line.time.as_nanosecond()).unwrap_or(0);
-                let chosen = (if is_stderr { stderr } else { stdout }) && at_ns <= until_ns;
+                let chosen = if is_stderr { stderr } else { stdout };
                 let mut data = line.bytes;
                 if !line.partial {
                     data.push(b'\n');
@@ -408,7 +412,9 @@ impl logs::Source for RuntimeLogs {
 /// Sandboxes whose namespaces are pinned.
 fn pinned(dir: &std::path::Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+    // A file without a namespace on it is what a crash or a reboot leaves.
+    let open = entries.flatten().filter(|e| Namespace::open(&e.path()).is_ok());
+    open.filter_map(|e| e.file_name().into_string().ok()).collect()
 }
 
 /// Keeps the desired wires in line with the assignments and the open sandboxes.

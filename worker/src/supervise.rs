@@ -25,6 +25,9 @@ use crate::statuses::Statuses;
 const RETRY: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
+/// How long what an earlier daemon left may be unreadable before it is taken down.
+const READABLE_WITHIN: Duration = Duration::from_secs(30);
+
 /// Pause before a restart, unless the spec says otherwise.
 const DEFAULT_DELAY: Duration = Duration::from_secs(5);
 /// Time in which a node that lost its manager finds another one, if there is one with a leader.
@@ -35,8 +38,8 @@ const MAX_ERROR: usize = 1024;
 
 /// What a supervisor needs done. Every call may be repeated; none blocks for ever.
 pub(crate) trait Hands: Send + Sync + 'static {
-    /// What is there already of a task.
-    fn find(&self, task_id: &str) -> impl Future<Output = (Facts, i32)> + Send;
+    /// What is there already of a task; an error when that can't be found out.
+    fn find(&self, task_id: &str) -> impl Future<Output = Result<(Facts, Process), Failure>> + Send;
     /// The image is on this node.
     fn ensure_image(&self, task: &TaskAssignment) -> impl Future<Output = Result<(), Failure>> + Send;
     /// The network namespace exists; refused while a process of this node holds a port that the task publishes on it.
@@ -45,8 +48,8 @@ pub(crate) trait Hands: Send + Sync + 'static {
     fn await_networks(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
     /// The container exists.
     fn create(&self, task: &TaskAssignment) -> impl Future<Output = Result<(), Failure>> + Send;
-    /// Its process runs; returns the process id.
-    fn start(&self, task_id: &str) -> impl Future<Output = Result<i32, Failure>> + Send;
+    /// Its process runs.
+    fn start(&self, task_id: &str) -> impl Future<Output = Result<Process, Failure>> + Send;
     /// Its process has ended.
     fn wait(&self, task_id: &str) -> impl Future<Output = Result<Exit, Failure>> + Send;
     /// The signal that asks its process to end; `None` when the container can't be read.
@@ -61,6 +64,15 @@ pub(crate) trait Hands: Send + Sync + 'static {
     fn remove(&self, task_id: &str) -> impl Future<Output = Result<(), Failure>> + Send;
     /// Tasks of which something is left on this node.
     fn leftovers(&self) -> impl Future<Output = Result<Vec<String>, Failure>> + Send;
+}
+
+/// The process of a task's container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Process {
+    /// Its number on this node; 0 when there is none.
+    pub(crate) pid: i32,
+    /// Since when it runs, in Unix nanoseconds; 0 when that is not known.
+    pub(crate) started_ns: i64,
 }
 
 /// What is wanted of one task.
@@ -201,8 +213,8 @@ struct Supervisor<'a, H> {
 
 impl<H: Hands> Supervisor<'_, H> {
     async fn run(mut self, mut wishes: watch::Receiver<Wish>) -> Ended {
-        let (mut facts, mut pid) = self.hands.find(self.id).await;
-        facts.failure = lost(&wishes.borrow().assignment, &facts);
+        let Some((mut facts, mut process)) = self.take_up(&mut wishes).await else { return Ended::DaemonStops };
+        facts.failure = facts.failure.take().or_else(|| lost(&wishes.borrow().assignment, &facts));
         if let (Container::Exited(exit), Sandbox::Open | Sandbox::Attached) = (&facts.container, facts.sandbox) {
             // It ended while no daemon was there to see it.
             ending(exit).for_each(|action| self.tell(&wishes.borrow().assignment, action));
@@ -214,7 +226,7 @@ impl<H: Hands> Supervisor<'_, H> {
             facts.policy = policy(&wish.assignment);
             let Next { state, command } = next(wish.desired, &facts);
             if wish.desired != Desired::Gone {
-                self.statuses.set(self.id, status(self.id, state, &facts, pid));
+                self.statuses.set(self.id, status(self.id, state, &facts, process));
             }
             match command {
                 Command::Forget => return Ended::Gone,
@@ -234,7 +246,7 @@ impl<H: Hands> Supervisor<'_, H> {
             let mut connected = self.connected.clone();
             let outcome = tokio::select! {
                 _ = connected.wait_for(Option::is_some), if pauses => continue,
-                outcome = self.carry_out(command, &wish.assignment, &mut facts, &mut pid) => outcome,
+                outcome = self.carry_out(command, &wish.assignment, &mut facts, &mut process) => outcome,
                 changed = wishes.changed(), if waits => if changed.is_err() { return Ended::DaemonStops } else { continue },
                 () = self.stop.cancelled(), if waits => return Ended::DaemonStops,
             };
@@ -263,6 +275,31 @@ impl<H: Hands> Supervisor<'_, H> {
         }
     }
 
+    /// What is there already of the task. What stays unreadable can't be judged: it is never started, only taken down.
+    /// `None`: the daemon stops.
+    async fn take_up(&self, wishes: &mut watch::Receiver<Wish>) -> Option<(Facts, Process)> {
+        let begun = tokio::time::Instant::now();
+        let mut pause = RETRY;
+        loop {
+            let failure = match self.hands.find(self.id).await {
+                Ok(found) => return Some(found),
+                Err(failure) => failure,
+            };
+            if wishes.borrow().desired == Desired::Gone || begun.elapsed() >= READABLE_WITHIN {
+                tracing::warn!(task.id = self.id, error = failure.message, "taking down what can't be read");
+                let (container, sandbox) = (Container::Created, Sandbox::Open);
+                let facts = Facts { container, sandbox, failure: Some(failure), ..Facts::default() };
+                return Some((facts, Process::default()));
+            }
+            tracing::warn!(task.id = self.id, error = failure.message, "trying again");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY_MAX),
+                changed = wishes.changed() => changed.ok()?,
+                () = self.stop.cancelled() => return None,
+            }
+        }
+    }
+
     fn tell(&self, task: &Arc<TaskAssignment>, action: ContainerAction) {
         self.observer.saw(ContainerEvent {
             at_ns: unix_ns(SystemTime::now()),
@@ -277,7 +314,7 @@ impl<H: Hands> Supervisor<'_, H> {
         command: Command,
         task: &Arc<TaskAssignment>,
         facts: &mut Facts,
-        pid: &mut i32,
+        process: &mut Process,
     ) -> Result<(), Failure> {
         let hands = self.hands;
         match command {
@@ -299,7 +336,7 @@ impl<H: Hands> Supervisor<'_, H> {
                 self.tell(task, ContainerAction::Create);
             }
             Command::StartContainer => {
-                *pid = hands.start(self.id).await?;
+                *process = hands.start(self.id).await?;
                 facts.container = Container::Running;
                 self.tell(task, ContainerAction::Start);
             }
@@ -377,21 +414,29 @@ fn takes_down(command: Command) -> bool {
     matches!(command, Command::AwaitExit | Command::StopContainer | Command::CloseSandbox | Command::RemoveContainer)
 }
 
-fn status(id: &str, state: TaskState, facts: &Facts, pid: i32) -> TaskStatus {
-    let (code, oom_killed) = match &facts.container {
-        Container::Exited(exit) => (exit.code, exit.oom_killed),
-        _ => (0, false),
+fn status(id: &str, state: TaskState, facts: &Facts, process: Process) -> TaskStatus {
+    let exit = match &facts.container {
+        Container::Exited(exit) => Some(exit),
+        _ => None,
     };
-    let error = match (&facts.failure, state) {
-        (Some(failure), _) => failure.message.clone(),
-        (None, TaskState::Failed) if oom_killed => format!("task: out of memory; non-zero exit ({code})"),
-        (None, TaskState::Failed) => format!("task: non-zero exit ({code})"),
+    let (code, oom_killed) = exit.map_or((0, false), |exit| (exit.code, exit.oom_killed));
+    let error = match (&facts.failure, state, exit.and_then(|exit| exit.error.as_deref())) {
+        (Some(failure), _, _) => failure.message.clone(),
+        (None, TaskState::Failed, Some(why)) => format!("task: non-zero exit ({code}): {why}"),
+        (None, TaskState::Failed, None) if oom_killed => format!("task: out of memory; non-zero exit ({code})"),
+        (None, TaskState::Failed, None) => format!("task: non-zero exit ({code})"),
         _ => String::new(),
+    };
+    // When it came to be so, which may be long before this daemon found it.
+    let at_ns = match (state, exit) {
+        (TaskState::Running, None) => process.started_ns,
+        (state, Some(exit)) if state.is_terminal() => exit.at_ns,
+        _ => 0,
     };
     let made = !matches!(facts.container, Container::Absent);
     let error: String = error.chars().take(MAX_ERROR).collect();
     TaskStatus {
-        at_ns: unix_ns(SystemTime::now()),
+        at_ns: if at_ns > 0 { at_ns } else { unix_ns(SystemTime::now()) },
         state: state.into(),
         message: match facts.restarts {
             0 => message(state).to_owned(),
@@ -401,7 +446,7 @@ fn status(id: &str, state: TaskState, facts: &Facts, pid: i32) -> TaskStatus {
         error,
         container: made.then(|| ContainerStatus {
             container_id: container::id_of(id),
-            pid,
+            pid: process.pid,
             exit_code: code,
             oom_killed,
         }),

@@ -90,11 +90,16 @@ impl ContainersFacility {
         let id = skep_worker::container::id(&own.id);
         let record = self.runtime.inspect(&id).await.ok()?;
         let made = record.spec;
+        // What it was made from: its name may mean another image by now.
+        let image = record.labels.iter().find(|(name, _)| name == IMAGE_LABEL).map(|(_, id)| id.clone());
         let limits = task.spec.as_ref().and_then(|s| s.resources.as_ref()).and_then(|r| r.limits).unwrap_or_default();
         let mut container = Container {
             name: own.name.clone(),
             image: spec.image.clone(),
-            image_id: self.node.image_id(&spec.image).await,
+            image_id: match image {
+                Some(id) => id,
+                None => self.node.image_id(&spec.image).await,
+            },
             command: made.args,
             created_ns: nanoseconds(record.created_at),
             restarts: record.restarts,
@@ -114,10 +119,11 @@ impl ContainersFacility {
         };
         match self.runtime.state(&id).await.ok()? {
             State::Created => container.state = ContainerState::Created,
-            State::Running { pid } => {
+            State::Running { pid, started_at } => {
                 container.state = ContainerState::Running;
                 container.pid = pid;
-                container.started_ns = status.filter(|s| s.state() == TaskState::Running).map_or(0, |s| s.at_ns);
+                let told = status.filter(|s| s.state() == TaskState::Running).map_or(0, |s| s.at_ns);
+                container.started_ns = started_at.map_or(told, nanoseconds);
             }
             State::Exited(exit) => {
                 container.state = ContainerState::Exited;

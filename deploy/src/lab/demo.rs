@@ -21,6 +21,10 @@ const REQUESTS: usize = 12;
 
 /// Runs the demonstration. `say` gets one line a step.
 pub fn run(exe: &Path, image: &Path, name: &str, nodes: usize, say: &mut dyn FnMut(&str)) -> Result<()> {
+    let left = leftovers(name);
+    if !left.is_empty() {
+        bail!("a lab named {name} is here already, and this would end it: skep lab down --name {name}");
+    }
     let plan = Plan { name: name.to_owned(), nodes, managers: nodes.min(3), stage: Stage::Swarm };
     let begun = Instant::now();
     let shown = Lab::up(&plan, exe, say).and_then(|lab| {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cgroup::{self, Cgroups, Usage};
@@ -120,6 +121,8 @@ fn io_error<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl FnOnce(
 pub struct Started {
     /// Its process 1, as the host numbers it.
     pub pid: i32,
+    /// Since when; `None` from a supervisor of an older version.
+    pub started_at: Option<Timestamp>,
 }
 
 /// How a container is.
@@ -131,6 +134,8 @@ pub enum State {
     Running {
         /// Its process 1, as the host numbers it.
         pid: i32,
+        /// Since when; `None` from a supervisor of an older version.
+        started_at: Option<Timestamp>,
     },
     /// It has ended; its record, writable layer and logs are there until it is removed.
     Exited(Exit),
@@ -166,7 +171,10 @@ impl Runtime {
         make_skeleton(&skeleton).map_err(io_error("make the lowest layer in", &skeleton))?;
         for name in names(&config.state_dir)?.iter().filter(|name| name.starts_with(REMOVING)) {
             let path = config.state_dir.join(name);
-            fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+            // What can't be removed is in nobody's way.
+            if let Err(error) = fs::remove_dir_all(&path) {
+                tracing::warn!(path = %path.display(), error = %error, "a removed container's files can't be removed");
+            }
         }
         let exe = read_only_binary(&config.shim_exe).map_err(io_error("mount read-only", &config.shim_exe))?;
         let cgroup_parent = Path::new("/").join(config.cgroup_parent.trim_matches('/'));
@@ -220,7 +228,7 @@ impl Runtime {
     /// then exited with 127 or 126, and the same reason.
     pub async fn start(&self, id: &str) -> Result<Started> {
         match self.request(id, Request::Start, SLOW).await {
-            Ok(Answer::Running { pid }) => Ok(Started { pid }),
+            Ok(Answer::Running { pid, started_at }) => Ok(Started { pid, started_at }),
             Ok(Answer::Failed { reason }) => Err(Error::Failed { id: id.into(), reason }),
             Ok(_) => Err(Error::Unresponsive(id.into())),
             Err(error) => Err(error),
@@ -237,7 +245,8 @@ impl Runtime {
         }
     }
 
-    /// Asks the program to end by its stop signal and kills it after `grace`; its exit.
+    /// Asks the program to end by its stop signal and kills it after `grace`; its exit. From then on, for any daemon,
+    /// [`Runtime::asked_to_stop`].
     pub async fn stop(&self, id: &str, grace: Duration) -> Result<Exit> {
         let asked = match self.state(id).await? {
             State::Missing => return Err(Error::NotFound(id.into())),
@@ -245,6 +254,9 @@ impl Runtime {
             State::Created => false,
             State::Running { .. } => {
                 let signal = self.inspect(id).await?.stop_signal;
+                if let Err(error) = fs::File::create(self.inner.dirs(id).stopped()) {
+                    tracing::warn!(container.id = id, error = %error, "that it was asked to stop can't be noted");
+                }
                 match self.signal(id, signal).await {
                     Ok(()) => true,
                     Err(Error::NotRunning(_)) => true,
@@ -264,6 +276,7 @@ impl Runtime {
 
     /// Waits for the end of a container, however long that takes; afterwards it answers at once, from any daemon.
     pub async fn wait(&self, id: &str) -> Result<Exit> {
+        let mut again = false;
         loop {
             match self.look(id).await {
                 // It will be clear in a moment what that comes to.
@@ -273,15 +286,16 @@ impl Runtime {
                 Ok(Look::Exited(exit)) => return Ok(exit),
                 Ok(Look::Alive) => {}
             }
+            // Just being born, just ending, or with so many clients that it hangs up.
+            if std::mem::replace(&mut again, true) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             if let Ok(mut stream) = connect(&self.inner.dirs(id)).await
                 && stream.write_all(&line(&Request::Wait)).await.is_ok()
             {
                 // Ends when the supervisor does.
                 let mut byte = [0u8; 1];
                 let _ = stream.read(&mut byte).await;
-            } else {
-                // Just being born, just ending, or with too many clients.
-                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
     }
@@ -295,7 +309,7 @@ impl Runtime {
             Look::Alive => {}
         }
         match self.request(id, Request::State, QUICK).await {
-            Ok(Answer::Running { pid }) => Ok(State::Running { pid }),
+            Ok(Answer::Running { pid, started_at }) => Ok(State::Running { pid, started_at }),
             Ok(Answer::Created) => Ok(State::Created),
             // It failed to start and will be gone in a moment.
             Ok(_) => Ok(State::Exited(self.wait(id).await?)),
@@ -303,6 +317,11 @@ impl Runtime {
             Err(Error::NotFound(_)) => Ok(State::Missing),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether [`Runtime::stop`] was called for a container that was running.
+    pub fn asked_to_stop(&self, id: &str) -> bool {
+        self.inner.checked_dirs(id).is_ok_and(|dirs| dirs.stopped().exists())
     }
 
     /// What is written down about a container.

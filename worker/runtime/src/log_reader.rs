@@ -64,6 +64,7 @@ struct Record {
 pub struct LogReader {
     dirs: Dirs,
     since: Option<Timestamp>,
+    until: Option<Timestamp>,
     tail: Option<usize>,
     follow: bool,
     cursor: Option<Cursor>,
@@ -77,6 +78,7 @@ impl LogReader {
         LogReader {
             dirs,
             since: None,
+            until: None,
             tail: None,
             follow: false,
             cursor: None,
@@ -89,6 +91,12 @@ impl LogReader {
     /// Only lines at or after this time.
     pub fn since(mut self, since: Option<Timestamp>) -> Self {
         self.since = since;
+        self
+    }
+
+    /// Only lines at or before this time; following ends then.
+    pub fn until(mut self, until: Option<Timestamp>) -> Self {
+        self.until = until;
         self
     }
 
@@ -116,7 +124,7 @@ impl LogReader {
                 return None;
             }
             // In this order: lines that were written before the end are found after it was seen.
-            let ended = self.ended();
+            let ended = self.ended() || self.until.is_some_and(|until| Timestamp::now() > until);
             match self.refill() {
                 Ok(true) => continue,
                 Ok(false) if !self.follow || ended => self.done = true,
@@ -145,7 +153,10 @@ impl LogReader {
         let Some(cursor) = &mut self.cursor else { return Ok(false) };
         let mut records = Vec::new();
         let any = cursor.read(&mut records)?;
-        let since = self.since;
+        let (since, until) = (self.since, self.until);
+        let before = records.len();
+        records.retain(|line| until.is_none_or(|until| line.time <= until));
+        self.done = records.len() < before;
         self.queue.extend(records.into_iter().filter(|line| since.is_none_or(|since| line.time >= since)));
         Ok(any)
     }
@@ -153,7 +164,9 @@ impl LogReader {
     /// Until something changes, or a while has passed.
     async fn pause(&mut self) {
         let Some(watch) = &self.watch else { return tokio::time::sleep(POLL).await };
-        if let Ok(Ok(mut guard)) = tokio::time::timeout(PATIENCE, watch.readable()).await {
+        let left = self.until.and_then(|until| Duration::try_from(until.duration_since(Timestamp::now())).ok());
+        let patience = left.map_or(PATIENCE, |left| left.min(PATIENCE));
+        if let Ok(Ok(mut guard)) = tokio::time::timeout(patience, watch.readable()).await {
             let mut space = [MaybeUninit::uninit(); 4096];
             let _ = rustix::io::read(watch.get_ref(), &mut space);
             guard.clear_ready();

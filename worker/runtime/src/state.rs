@@ -130,6 +130,10 @@ impl Dirs {
     pub(crate) fn exit(&self) -> PathBuf {
         self.state.join(EXIT)
     }
+    /// An empty file: it was asked to stop.
+    pub(crate) fn stopped(&self) -> PathBuf {
+        self.state.join("stopped")
+    }
     /// The log files.
     pub(crate) fn logs(&self) -> PathBuf {
         self.state.join("log")

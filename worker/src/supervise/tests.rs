@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use skep_proto::v1::assignment::Kind;
 use skep_proto::v1::{Assignment, AssignmentChange, Task, TaskSpec};
@@ -14,6 +15,7 @@ use super::*;
 struct Fake {
     exits: Notify,
     found: Facts,
+    unreadable: AtomicBool,
     renews_badly: bool,
     done: Mutex<Vec<&'static str>>,
 }
@@ -25,8 +27,11 @@ impl Fake {
 }
 
 impl Hands for Fake {
-    async fn find(&self, _: &str) -> (Facts, i32) {
-        (self.found.clone(), 0)
+    async fn find(&self, _: &str) -> Result<(Facts, Process), Failure> {
+        if self.unreadable.load(Ordering::Relaxed) {
+            return Err(Failure { message: "its record is torn".to_owned(), rejected: false });
+        }
+        Ok((self.found.clone(), Process { pid: 7, started_ns: 1_000 }))
     }
     async fn ensure_image(&self, _: &TaskAssignment) -> Result<(), Failure> {
         self.note("image");
@@ -44,14 +49,14 @@ impl Hands for Fake {
         self.note("create");
         Ok(())
     }
-    async fn start(&self, _: &str) -> Result<i32, Failure> {
+    async fn start(&self, _: &str) -> Result<Process, Failure> {
         self.note("start");
-        Ok(42)
+        Ok(Process { pid: 42, started_ns: 2_000 })
     }
     async fn wait(&self, _: &str) -> Result<Exit, Failure> {
         self.exits.notified().await;
         self.note("wait");
-        Ok(Exit { code: 137, oom_killed: true })
+        Ok(Exit { code: 137, oom_killed: true, ..Exit::default() })
     }
     async fn stop_signal(&self, _: &str) -> Option<i32> {
         Some(3)
@@ -59,7 +64,7 @@ impl Hands for Fake {
     async fn stop(&self, id: &str, _: &TaskAssignment) -> Result<Exit, Failure> {
         assert_eq!(id, "t", "also where no manager assigns it any more");
         self.note("stop");
-        Ok(Exit { code: 0, oom_killed: false })
+        Ok(Exit { code: 0, ..Exit::default() })
     }
     async fn close_sandbox(&self, _: &str) -> Result<(), Failure> {
         self.note("close");
@@ -239,11 +244,60 @@ async fn a_manager_that_comes_back_during_the_pause_decides() {
 
 #[tokio::test]
 async fn an_end_that_no_daemon_saw_is_told_by_the_next_one() {
-    let exit = Exit { code: 1, oom_killed: false };
+    let exit = Exit { code: 1, ..Exit::default() };
     let found =
         Facts { container: Container::Exited(exit), sandbox: Sandbox::Attached, image: true, ..Facts::default() };
     let world = World::new(Fake { found, ..Fake::default() });
     world.want(Some(TaskState::Running));
     world.reach(TaskState::Failed).await;
     assert_eq!(world.told(), [Die { exit_code: 1 }]);
+}
+
+#[tokio::test]
+async fn times_are_those_of_the_process_whichever_daemon_tells_them() {
+    let running = Facts { image: true, sandbox: Sandbox::Attached, container: Container::Running, ..Facts::default() };
+    let world = World::new(Fake { found: running, ..Fake::default() });
+    world.want(Some(TaskState::Running));
+    world.reach(TaskState::Running).await;
+    assert_eq!(world.statuses.get("t").map(|s| s.at_ns), Some(1_000));
+    let why = Some("its supervisor was killed".to_owned());
+    let exit = Exit { code: 255, error: why, at_ns: 3_000, ..Exit::default() };
+    let found = Facts { container: Container::Exited(exit), sandbox: Sandbox::Closed, image: true, ..Facts::default() };
+    let world = World::new(Fake { found, ..Fake::default() });
+    world.want(Some(TaskState::Running));
+    world.reach(TaskState::Failed).await;
+    let said = world.statuses.get("t").map(|s| (s.at_ns, s.error));
+    assert_eq!(said, Some((3_000, "task: non-zero exit (255): its supervisor was killed".to_owned())));
+}
+
+#[tokio::test]
+async fn what_an_earlier_daemon_asked_to_stop_was_stopped() {
+    let exit = Exit { code: 143, ..Exit::default() };
+    let container = Container::Exited(exit);
+    let found = Facts { container, sandbox: Sandbox::Attached, image: true, stop_sent: true, ..Facts::default() };
+    let world = World::new(Fake { found, ..Fake::default() });
+    // What that daemon remembered is older than the wish to stop it, and no manager is there.
+    world.connected.send_replace(None);
+    world.want(Some(TaskState::Running));
+    world.reach(TaskState::Shutdown).await;
+    assert_eq!(*world.hands.done.lock().unwrap(), ["close"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_can_not_be_read_is_looked_at_again_and_never_started() {
+    let running = Facts { image: true, sandbox: Sandbox::Attached, container: Container::Running, ..Facts::default() };
+    let world = World::new(Fake { found: running, unreadable: AtomicBool::new(true), ..Fake::default() });
+    world.want(Some(TaskState::Running));
+    tokio::time::sleep(READABLE_WITHIN / 2).await;
+    assert!(world.hands.done.lock().unwrap().is_empty());
+    world.hands.unreadable.store(false, Ordering::Relaxed);
+    world.reach(TaskState::Running).await;
+    assert!(world.hands.done.lock().unwrap().is_empty(), "it runs on");
+
+    let world = World::new(Fake { unreadable: AtomicBool::new(true), ..Fake::default() });
+    world.want(Some(TaskState::Running));
+    tokio::time::sleep(READABLE_WITHIN).await;
+    world.reach(TaskState::Failed).await;
+    assert_eq!(world.statuses.get("t").map(|s| s.error), Some("its record is torn".to_owned()));
+    assert_eq!(*world.hands.done.lock().unwrap(), ["remove", "close"]);
 }

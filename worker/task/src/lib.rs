@@ -34,12 +34,16 @@ impl Desired {
 }
 
 /// How a container's main process ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Exit {
     /// Exit code; 128 + signal when a signal ended it.
     pub code: i32,
     /// The kernel killed it, or a child of it, for want of memory.
     pub oom_killed: bool,
+    /// Why, when it did not simply end.
+    pub error: Option<String>,
+    /// When, in Unix nanoseconds; 0 when that is not known.
+    pub at_ns: i64,
 }
 
 /// The container, as far as it has come.
@@ -120,7 +124,7 @@ pub struct Facts {
     pub sandbox: Sandbox,
     /// The task's container.
     pub container: Container,
-    /// The process was asked to stop.
+    /// The process was asked to stop, by this daemon or an earlier one.
     pub stop_sent: bool,
     /// No manager can act on what this node reports.
     pub alone: bool,
@@ -215,7 +219,7 @@ fn straight(desired: Desired, facts: &Facts) -> Next {
         }
         Container::Exited(exit) => match facts.sandbox {
             Sandbox::Open | Sandbox::Attached => say(TaskState::Running, Command::CloseSandbox),
-            Sandbox::Absent | Sandbox::Closed => say(ended(desired, facts, exit), Command::Rest),
+            Sandbox::Absent | Sandbox::Closed => say(ended(facts, exit), Command::Rest),
         },
         Container::Running if desired == Desired::Stopped => say(TaskState::Running, Command::StopContainer),
         Container::Running => say(TaskState::Running, Command::AwaitExit),
@@ -231,7 +235,8 @@ fn straight(desired: Desired, facts: &Facts) -> Next {
 /// Whether the node itself is to start an ended container again.
 fn restarts_here(desired: Desired, facts: &Facts, exit: &Exit) -> bool {
     let whole = facts.sandbox == Sandbox::Attached && facts.failure.is_none();
-    desired == Desired::Running && facts.alone && whole && facts.policy.again(exit, facts.restarts)
+    let by_itself = !facts.stop_sent;
+    desired == Desired::Running && facts.alone && whole && by_itself && facts.policy.again(exit, facts.restarts)
 }
 
 /// The next step towards a container.
@@ -273,10 +278,10 @@ fn dismantle(facts: &Facts) -> Command {
 }
 
 /// The terminal state of a task whose process has ended.
-fn ended(desired: Desired, facts: &Facts, exit: &Exit) -> TaskState {
-    match (desired, exit.code) {
-        (Desired::Stopped, _) if facts.stop_sent => TaskState::Shutdown,
-        (_, 0) => TaskState::Complete,
+fn ended(facts: &Facts, exit: &Exit) -> TaskState {
+    match exit.code {
+        _ if facts.stop_sent => TaskState::Shutdown,
+        0 => TaskState::Complete,
         _ => TaskState::Failed,
     }
 }

@@ -12,7 +12,7 @@ fn facts(image: bool, sandbox: Sandbox, container: Container) -> Facts {
 
 #[test]
 fn the_straight_path() {
-    let exit = Exit { code: 0, oom_killed: false };
+    let exit = Exit { code: 0, ..Exit::default() };
     let table = [
         (
             Desired::Running,
@@ -52,7 +52,7 @@ fn the_straight_path() {
 #[test]
 fn how_a_task_ends_says_why() {
     let ended = |desired, code, stop_sent| {
-        let container = Container::Exited(Exit { code, oom_killed: false });
+        let container = Container::Exited(Exit { code, ..Exit::default() });
         next(desired, &Facts { stop_sent, ..facts(true, Sandbox::Closed, container) }).state
     };
     assert_eq!(ended(Desired::Running, 0, false), TaskState::Complete);
@@ -70,7 +70,7 @@ fn how_a_task_ends_says_why() {
 #[test]
 fn without_managers_the_node_follows_the_restart_policy_itself() {
     let told = |restart, code, alone, restarts, rested| {
-        let container = Container::Exited(Exit { code, oom_killed: false });
+        let container = Container::Exited(Exit { code, ..Exit::default() });
         let policy = Policy { restart, attempts: Some(3) };
         next(Desired::Running, &Facts { alone, policy, restarts, rested, ..facts(true, Sandbox::Attached, container) })
     };
@@ -90,7 +90,7 @@ fn without_managers_the_node_follows_the_restart_policy_itself() {
         let next = told(restart, code, alone, restarts, rested);
         assert_eq!(next, Next { state: TaskState::Running, command }, "{restart:?} {code} {alone} {restarts} {rested}");
     }
-    let mut again = facts(true, Sandbox::Attached, Container::Exited(Exit { code: 1, oom_killed: false }));
+    let mut again = facts(true, Sandbox::Attached, Container::Exited(Exit { code: 1, ..Exit::default() }));
     again.rested = true;
     again.renewed();
     assert_eq!((again.restarts, again.rested), (1, false));
@@ -128,11 +128,11 @@ fn carry_out(command: Command, facts: &mut Facts, fails: bool) {
         Command::AwaitNetworks => facts.sandbox = Sandbox::Attached,
         Command::CreateContainer => facts.container = Container::Created,
         Command::StartContainer => facts.container = Container::Running,
-        Command::AwaitExit => facts.exited(Exit { code: i32::from(fails), oom_killed: false }),
+        Command::AwaitExit => facts.exited(Exit { code: i32::from(fails), ..Exit::default() }),
         Command::AwaitRestart => facts.rested = true,
         Command::StopContainer => {
             facts.stop_sent = true;
-            facts.exited(Exit { code: 143, oom_killed: false });
+            facts.exited(Exit { code: 143, ..Exit::default() });
         }
         Command::CloseSandbox => facts.sandbox = Sandbox::Closed,
         Command::RenewContainer => facts.renewed(),

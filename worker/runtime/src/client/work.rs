@@ -117,6 +117,7 @@ impl Inner {
         for path in [dirs.run.clone(), dirs.state.join("upper"), dirs.state.join("work")] {
             remove_all(&path)?;
         }
+        let _ = fs::remove_file(dirs.stopped());
         fs::DirBuilder::new().mode(0o700).create(&dirs.run).map_err(io_error("make", &dirs.run))?;
         make_layer(&dirs)?;
         self.record(&spec, &dirs, record.created_at, record.restarts.saturating_add(1))?;

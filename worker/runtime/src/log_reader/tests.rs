@@ -64,6 +64,25 @@ async fn since_a_moment() {
 }
 
 #[tokio::test]
+async fn until_a_moment() {
+    let mut fixture = Fixture::new(1 << 20, 1);
+    fixture.print("old\n");
+    let moment = Timestamp::now();
+    assert_eq!(drain(fixture.reader().until(Some(moment)).follow(true)).await, ["old"], "it is over");
+    let soon = Timestamp::now() + Duration::from_millis(200);
+    let reading = tokio::spawn(drain(fixture.reader().until(Some(soon)).follow(true)));
+    fixture.print("new\n");
+    // The container lives on and says nothing more.
+    let seen = tokio::time::timeout(Duration::from_secs(10), reading).await.unwrap().unwrap();
+    assert_eq!(seen, ["old", "new"]);
+    while Timestamp::now() <= soon {
+        tokio::task::yield_now().await;
+    }
+    fixture.print("late\n");
+    assert_eq!(drain(fixture.reader().until(Some(soon))).await, ["old", "new"]);
+}
+
+#[tokio::test]
 async fn following_sees_all_and_ends() {
     let mut fixture = Fixture::new(4096, 100);
     fixture.print("0\n");

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 
@@ -118,6 +119,9 @@ pub(crate) enum Answer {
     Running {
         /// Process 1 of the container, as the host numbers it.
         pid: i32,
+        /// Since when; a supervisor of an older version doesn't say.
+        #[serde(default, with = "crate::state::time_option")]
+        started_at: Option<Timestamp>,
     },
     /// Done.
     Done,
@@ -160,6 +164,14 @@ mod tests {
         );
         let file = File::from(order.to_memfd().unwrap());
         assert_eq!(Order::read(file).unwrap(), order);
+    }
+
+    #[test]
+    fn a_supervisor_of_an_older_version_is_understood() {
+        let answer = |text: &str| serde_json::from_str::<Answer>(text).unwrap();
+        assert_eq!(answer(r#"{"running":{"pid":7}}"#), Answer::Running { pid: 7, started_at: None });
+        let now = Answer::Running { pid: 7, started_at: Some(Timestamp::now()) };
+        assert_eq!(answer(&String::from_utf8(line(&now)).unwrap()), now);
     }
 
     #[test]

@@ -187,7 +187,7 @@ impl Supervisor {
         let answer = if self.reason.is_empty() {
             self.started_at = Some(Timestamp::now());
             self.phase = Phase::Running;
-            Answer::Running { pid: self.pid }
+            Answer::Running { pid: self.pid, started_at: self.started_at }
         } else {
             let reason = String::from_utf8_lossy(&self.reason).into_owned();
             self.phase = Phase::Failed(reason.clone());
@@ -239,7 +239,7 @@ impl Supervisor {
             Request::Wait => None,
             Request::State => Some(match &self.phase {
                 Phase::Created | Phase::Starting => Answer::Created,
-                Phase::Running => Answer::Running { pid: self.pid },
+                Phase::Running => Answer::Running { pid: self.pid, started_at: self.started_at },
                 Phase::Failed(reason) => Answer::Failed { reason: reason.clone() },
             }),
             Request::Start => match &self.phase {
@@ -255,7 +255,7 @@ impl Supervisor {
                     client.starts = true;
                     None
                 }
-                Phase::Running => Some(Answer::Running { pid: self.pid }),
+                Phase::Running => Some(Answer::Running { pid: self.pid, started_at: self.started_at }),
                 Phase::Failed(reason) => failed(reason.clone()),
             },
             Request::Signal(signal) => match self.signal(signal) {

@@ -39,8 +39,9 @@ async fn the_daemon_is_killed_and_another_takes_over() -> Result<()> {
     daemon.wait()?;
     let runtime = Runtime::new(Config { ..fixture.config.clone() })?;
     assert_eq!(runtime.list().await?, ["survivor"]);
-    let State::Running { pid } = runtime.state("survivor").await? else { panic!("it should run") };
+    let State::Running { pid, started_at } = runtime.state("survivor").await? else { panic!("it should run") };
     assert!(alive(pid));
+    assert!(started_at.is_some() && !runtime.asked_to_stop("survivor"));
     let so_far = fixture.lines("survivor").await?.len();
     fixture.printed("survivor", &(so_far + 5).to_string()).await?;
     let waiting = tokio::spawn({
@@ -50,7 +51,10 @@ async fn the_daemon_is_killed_and_another_takes_over() -> Result<()> {
     assert_eq!(runtime.stop("survivor", PATIENCE).await?.code, 6);
     assert_eq!(tokio::time::timeout(PATIENCE, waiting).await???.code, 6);
     // A third one, after the end.
-    assert_eq!(Runtime::new(fixture.config.clone())?.wait("survivor").await?.code, 6);
+    let third = Runtime::new(fixture.config.clone())?;
+    let exit = third.wait("survivor").await?;
+    assert_eq!((exit.code, exit.started_at), (6, started_at));
+    assert!(third.asked_to_stop("survivor"));
     assert_eq!(fixture.lines("survivor").await?.last().context("a line")?, "bye");
     Ok(())
 }
