@@ -15,6 +15,26 @@ fn process(cluster: &Cluster, node: &str) -> Result<u32> {
     Ok(cluster.skep(node, &["container", "inspect", "--format", "{{.State.Pid}}", id.trim()])?.trim().parse()?)
 }
 
+/// The worker has noticed that its manager is of no use.
+fn session_ends(cluster: &Cluster, node: &str) -> Result<()> {
+    eventually("the session to end", || {
+        let log = std::fs::read_to_string(cluster.lab.log(node))?;
+        if log.contains("session ended") { Ok(()) } else { bail!("it goes on") }
+    })
+}
+
+/// Kills process 1 of the only container of a node, and waits for another one.
+fn killed_and_back(cluster: &Cluster, node: &str, first: u32) -> Result<()> {
+    // The machine numbers its processes itself.
+    let killed = cluster.lab.exec(node, "kill")?.args(["-KILL", &first.to_string()]).status()?;
+    ensure!(killed.success(), "process 1 was not killed");
+    eventually("another process", || match process(cluster, node)? {
+        0 => bail!("none yet"),
+        pid if pid == first => bail!("the old one"),
+        _ => Ok(()),
+    })
+}
+
 #[test]
 fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_task() -> Result<()> {
     let cluster = Cluster::up("alone", 2, 1)?;
@@ -26,24 +46,14 @@ fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_
     let first = process(&cluster, "n2")?;
 
     cluster.lab.kill_daemon("n1")?;
-    eventually("the session to end", || {
-        let log = std::fs::read_to_string(cluster.lab.log("n2"))?;
-        if log.contains("session ended") { Ok(()) } else { bail!("it goes on") }
-    })?;
+    session_ends(&cluster, "n2")?;
     // From now on the image's name means another one, in which nothing can be run.
     let other = tempfile::NamedTempFile::new()?;
     let packed =
         std::process::Command::new("tar").arg("-cf").arg(other.path()).args(["-C", "/etc", "hostname"]).status()?;
     ensure!(packed.success(), "no archive was made");
     cluster.skep("n2", &["image", "import", &other.path().to_string_lossy(), "whoami:latest"])?;
-    // The machine numbers its processes itself.
-    let killed = cluster.lab.exec("n2", "kill")?.args(["-KILL", &first.to_string()]).status()?;
-    ensure!(killed.success(), "process 1 was not killed");
-    eventually("another process", || match process(&cluster, "n2")? {
-        0 => bail!("none yet"),
-        pid if pid == first => bail!("the old one"),
-        _ => Ok(()),
-    })?;
+    killed_and_back(&cluster, "n2", first)?;
     let address = cluster.published("n2")?;
     eventually("an answer without managers", || cluster.lab.ask(OUTSIDE, address, REQUEST))?;
     let actions = cluster.skep("n2", &["events", "--since", "0", "--until", &now()?, "--format", "{{.Action}}"])?;
@@ -56,6 +66,31 @@ fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_
 
     cluster.lab.restart("n1")?;
     eventually("the same task, and what happened to it", || {
+        let after = cluster.running("n1", "web", 1)?;
+        ensure!(after == before, "{before:?} became {after:?}");
+        Ok(())
+    })?;
+    cluster.down()
+}
+
+#[test]
+fn managers_without_a_quorum_are_as_good_as_none() -> Result<()> {
+    let cluster = Cluster::up("noquorum", 4, 3)?;
+    let create = "service create --detach --name web --publish 8080:80 --constraint node.role==worker \
+                  --restart-delay 100ms whoami";
+    cluster.skep("n1", &create.split_whitespace().collect::<Vec<_>>())?;
+    let before = cluster.running("n1", "web", 1)?;
+    let first = process(&cluster, "n4")?;
+    for manager in ["n2", "n3"] {
+        cluster.lab.kill_daemon(manager)?;
+    }
+    // The one that is left may have had the session all the time.
+    session_ends(&cluster, "n4")?;
+    killed_and_back(&cluster, "n4", first)?;
+    let address = cluster.published("n1")?;
+    eventually("an answer through the manager that is left", || cluster.lab.ask(OUTSIDE, address, REQUEST))?;
+    cluster.lab.restart("n2")?;
+    eventually("the same task", || {
         let after = cluster.running("n1", "web", 1)?;
         ensure!(after == before, "{before:?} became {after:?}");
         Ok(())
