@@ -21,9 +21,9 @@ use crate::{Connector, logs};
 const OPEN_WITHIN: Duration = Duration::from_secs(3);
 /// How long it may take to answer a report, before the next manager is tried.
 const REPORT_WITHIN: Duration = Duration::from_millis(900);
-/// How long more news is waited for after the first: tasks that start together are told of together, and steps on the way
-/// not one by one. Every report costs all managers a turn.
-const LINGER: Duration = Duration::from_millis(25);
+/// How long more news is waited for after the first while tasks are on their way to running: those that start together are
+/// told of together, and steps on the way not one by one. Every report costs all managers a turn.
+const LINGER: Duration = Duration::from_millis(100);
 /// Statuses in one report.
 const REPORT_SIZE: usize = 1000;
 /// Pause after every known manager was tried in vain; doubles.
@@ -196,6 +196,8 @@ async fn tell<O: Owner>(
             _ = applied.changed() => {}
             () = tokio::time::sleep(heartbeat) => {}
         }
-        tokio::time::sleep_until(pace.next(Instant::now() + LINGER).into()).await;
+        // Whichever is first: it was long enough, or nothing is on its way any more.
+        let _ = tokio::time::timeout(LINGER, owner.statuses().settled()).await;
+        tokio::time::sleep_until(pace.next(Instant::now()).into()).await;
     }
 }

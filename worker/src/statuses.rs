@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
-use skep_proto::v1::{TaskStatus, TaskStatusReport};
+use skep_proto::v1::{TaskState, TaskStatus, TaskStatusReport};
 use tokio::sync::watch;
 
 /// The newest status of every task, and which of them are news.
@@ -78,6 +78,17 @@ impl Statuses {
             .collect()
     }
 
+    /// Until no task is on its way to running.
+    pub(crate) async fn settled(&self) {
+        let mut news = self.news.subscribe();
+        while self.on_the_way() && news.changed().await.is_ok() {}
+    }
+
+    fn on_the_way(&self) -> bool {
+        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        book.latest.values().any(|status| status.state() < TaskState::Running)
+    }
+
     /// Wakes when there is news.
     pub(crate) fn news(&self) -> watch::Receiver<u64> {
         self.news.subscribe()
@@ -87,10 +98,24 @@ impl Statuses {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skep_proto::v1::TaskState;
 
     fn status(state: TaskState) -> TaskStatus {
         TaskStatus { state: state.into(), ..TaskStatus::default() }
+    }
+
+    #[tokio::test]
+    async fn settled_is_a_node_whose_tasks_all_run_or_have_ended() {
+        let statuses = Statuses::default();
+        statuses.settled().await;
+        statuses.set("a", status(TaskState::Preparing));
+        statuses.set("b", status(TaskState::Failed));
+        let waiting = statuses.settled();
+        tokio::pin!(waiting);
+        assert!(futures::poll!(&mut waiting).is_pending());
+        statuses.set("a", status(TaskState::Starting));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        statuses.set("a", status(TaskState::Running));
+        waiting.await;
     }
 
     #[test]

@@ -179,17 +179,21 @@ impl Runtime {
         let exe = read_only_binary(&config.shim_exe).map_err(io_error("mount read-only", &config.shim_exe))?;
         let cgroup_parent = Path::new("/").join(config.cgroup_parent.trim_matches('/'));
         let cgroups = Cgroups::detect()?;
-        Ok(Runtime {
-            inner: Arc::new(Inner {
-                config,
-                cgroup_parent,
-                cgroups,
-                exe,
-                busy: Mutex::default(),
-                filters: Mutex::default(),
-                bounding: bounding_set(),
-            }),
-        })
+        let inner = Arc::new(Inner {
+            config,
+            cgroup_parent,
+            cgroups,
+            exe,
+            busy: Mutex::default(),
+            filters: Mutex::default(),
+            bounding: bounding_set(),
+        });
+        // The filter that most containers get takes some 20 ms to compile. What is wrong with it is said to the first one.
+        let early = Arc::clone(&inner);
+        let _ = std::thread::Builder::new().name("seccomp".into()).spawn(move || {
+            let _ = early.rights(&ContainerSpec::default());
+        });
+        Ok(Runtime { inner })
     }
 
     /// Makes a container: file systems, namespaces, limits, and a process 1 that waits for [`Runtime::start`].

@@ -152,6 +152,11 @@ impl Handle {
         common(&mut message, end.mac, end.mtu, end.master, end.up, end.namespace);
         let mut other = named(peer.name, what)?;
         common(&mut other, peer.mac, peer.mtu, None, false, peer.namespace);
+        // The kernel would make a queue for each processor, use one, and give the others up again, each time waiting for
+        // all processors.
+        for end in [&mut message, &mut other] {
+            end.attributes.extend([LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)]);
+        }
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),

@@ -4,6 +4,7 @@
 //! last. Every buffer has a bound, every client can be dropped, no call in the loop waits. Called once, by `mod`.
 
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -156,12 +157,13 @@ impl Supervisor {
     fn read_output(&mut self, index: usize) -> usize {
         let output = &mut self.outputs[index];
         let Some(fd) = &output.fd else { return 0 };
-        let mut buffer = [0u8; CHUNK];
+        // Not cleared first: what isn't written to costs no memory, and this process lives long.
+        let mut buffer = [MaybeUninit::uninit(); CHUNK];
         match rustix::io::read(fd, &mut buffer) {
-            Ok(0) => {}
-            Ok(count) => {
-                output.lines.push(&buffer[..count], Timestamp::now(), &mut self.log);
-                return count;
+            Ok((bytes, _)) if bytes.is_empty() => {}
+            Ok((bytes, _)) => {
+                output.lines.push(bytes, Timestamp::now(), &mut self.log);
+                return bytes.len();
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return 0,
             // A terminal ends with EIO.
@@ -173,12 +175,12 @@ impl Supervisor {
 
     /// The pipe from process 1 ends silently when exec succeeded, and with a reason when it did not.
     fn read_exec_result(&mut self) {
-        let mut buffer = [0u8; MAX_REASON];
+        let mut buffer = [MaybeUninit::uninit(); MAX_REASON];
         match rustix::io::read(&self.exec_error, &mut buffer) {
-            Ok(0) => {}
-            Ok(count) => {
+            Ok((bytes, _)) if bytes.is_empty() => {}
+            Ok((bytes, _)) => {
                 let room = MAX_REASON.saturating_sub(self.reason.len());
-                self.reason.extend_from_slice(&buffer[..count.min(room)]);
+                self.reason.extend_from_slice(&bytes[..bytes.len().min(room)]);
                 return;
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
