@@ -232,6 +232,10 @@ async fn nodes_networks_secrets_and_configs() {
     assert_eq!(server.call("DELETE", "/networks/host", None).await.status, 403);
     assert_eq!(server.call("POST", "/networks/prune", None).await.json()["NetworksDeleted"], json!(["back"]));
     assert_eq!(server.call("DELETE", "/networks/back", None).await.status, 404);
+    let body = json!({ "Name": "slow", "Driver": "overlay" });
+    assert_eq!(server.call("POST", "/networks/create", Some(body)).await.status, 201);
+    server.fake.drain_networks(2);
+    assert_eq!(server.call("DELETE", "/networks/slow", None).await.status, 204, "it waits for tasks that are stopping");
 
     for kind in ["secrets", "configs"] {
         let body = json!({ "Name": "s", "Data": "aGk=" });

@@ -11,6 +11,9 @@ pub mod task_state;
 pub mod template;
 pub mod time;
 
+/// Metadata key of a refusal that time mends: what uses the object is being removed itself.
+pub const DRAINING: &str = "skep-draining";
+
 /// Generated messages and services of package `skep.v1`.
 #[expect(missing_docs, clippy::all, reason = "generated; the .proto files carry the documentation")]
 pub mod v1 {

@@ -79,7 +79,8 @@ macro_rules! kept {
             }
 
             async fn remove(State(api): State<Api>, Path(reference): Path<String>) -> Result<StatusCode, ApiError> {
-                api.control().await?.$remove(api.call(v1::GetRequest { reference })).await?;
+                let (control, request) = (api.control().await?, v1::GetRequest { reference });
+                api.once_drained(|| control.$remove(api.call(request.clone()))).await?;
                 Ok(StatusCode::NO_CONTENT)
             }
         }

@@ -34,10 +34,14 @@ mod unsupported;
 mod version;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use futures::future::BoxFuture;
+use skep_proto::DRAINING;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Request;
+use tonic::{Request, Status};
 
 pub use backend::Backend;
 pub use clock::words;
@@ -47,6 +51,10 @@ pub use negotiate::{ApiVersion, MAX_VERSION, MIN_VERSION};
 pub use serve::serve;
 
 use backend::{Control, SwarmFacts, SwarmState};
+
+/// How long a removal waits for tasks that are stopping: longer than most are given, shorter than a person's patience.
+const DRAINED_WITHIN: Duration = Duration::from_secs(60);
+const DRAINED_PAUSE: Duration = Duration::from_millis(100);
 
 /// The API of one node. Cheap to clone; all clones share the node's facilities and end together.
 #[derive(Clone, Debug)]
@@ -104,6 +112,23 @@ impl Api {
         let mut request = Request::new(message);
         self.backend.cluster.mark(request.extensions_mut());
         request
+    }
+
+    /// Removes something, once the last tasks of services that were removed before have ended: clients remove a service
+    /// and what it used in one breath. A manager waits for them for some seconds of its own at each call.
+    async fn once_drained<'a, T>(&self, remove: impl Fn() -> BoxFuture<'a, Result<T, Status>>) -> Result<T, Status> {
+        let until = Instant::now() + DRAINED_WITHIN;
+        loop {
+            match remove().await {
+                Err(status) if status.metadata().contains_key(DRAINING) && Instant::now() < until => {
+                    tokio::select! {
+                        () = self.ending.cancelled() => return Err(status),
+                        () = tokio::time::sleep(DRAINED_PAUSE) => {}
+                    }
+                }
+                done => return done,
+            }
+        }
     }
 }
 

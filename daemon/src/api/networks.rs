@@ -208,7 +208,8 @@ async fn remove(State(api): State<Api>, Path(reference): Path<String>) -> Result
     let Some(control) = api.backend.cluster.control() else {
         return Err(ApiError::not_found(format!("network {reference} not found")));
     };
-    control.remove_network(api.call(v1::GetRequest { reference })).await?;
+    let request = v1::GetRequest { reference };
+    api.once_drained(|| control.remove_network(api.call(request.clone()))).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -56,6 +56,8 @@ struct State {
     tasks: BTreeMap<String, v1::Task>,
     specs: BTreeMap<(String, u64), v1::TaskSpec>,
     networks: BTreeMap<String, v1::Network>,
+    /// How often removing a network is answered with: its tasks are about to end.
+    draining: u32,
     secrets: BTreeMap<String, v1::Secret>,
     configs: BTreeMap<String, v1::Config>,
     images: Vec<Image>,

@@ -47,8 +47,19 @@ impl Fake {
         if state.services.values().flat_map(targets).any(|n| n.target == id) {
             return Err(Status::failed_precondition(format!("network {id} is in use by a service")));
         }
+        if let Some(left) = state.draining.checked_sub(1) {
+            state.draining = left;
+            let mut status = Status::failed_precondition(format!("network {id} is in use by a task that is stopping"));
+            status.metadata_mut().insert(skep_proto::DRAINING, tonic::metadata::MetadataValue::from_static("1"));
+            return Err(status);
+        }
         state.networks.remove(&id);
         Ok(v1::Empty {})
+    }
+
+    /// The tasks on every network need that many more looks to end.
+    pub(crate) fn drain_networks(&self, looks: u32) {
+        self.state().draining = looks;
     }
 }
 

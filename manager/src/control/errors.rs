@@ -65,7 +65,11 @@ pub(crate) fn store(error: store::Error) -> Status {
 
 /// Input that can't be accepted.
 pub(crate) fn invalid(error: validate::Error) -> Status {
-    Status::new(code(error.reason()), error.to_string())
+    let mut status = Status::new(code(error.reason()), error.to_string());
+    if matches!(error, validate::Error::Draining(_)) {
+        status.metadata_mut().insert(skep_proto::DRAINING, tonic::metadata::MetadataValue::from_static("1"));
+    }
+    status
 }
 
 fn code(reason: RefusalReason) -> Code {
