@@ -31,7 +31,7 @@ use std::time::Duration;
 pub use dns::Error as DnsError;
 pub use driver::Driver;
 pub use error::{Error, Result};
-pub use skep_net_kernel::ns::Namespace;
+pub use skep_net_kernel::ns::{Error as NamespaceError, Namespace};
 pub use skep_net_plan as plan;
 pub use skep_net_plan::{
     Attachment, Desired, DnsConfig, Endpoint, HostPort, Network, Peer, Protocol, PublishedPort, Sandbox, Service,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use skep_deploy::lab::layout::OUTSIDE;
@@ -15,11 +16,23 @@ fn process(cluster: &Cluster, node: &str) -> Result<u32> {
     Ok(cluster.skep(node, &["container", "inspect", "--format", "{{.State.Pid}}", id.trim()])?.trim().parse()?)
 }
 
-/// The worker has noticed that its manager is of no use.
+/// For so long a manager without a leader may still open sessions.
+const STILL_TALKS: Duration = Duration::from_secs(3);
+
+/// The worker has noticed that no manager is of any use: its last session has ended, and no other one began for a while.
 fn session_ends(cluster: &Cluster, node: &str) -> Result<()> {
+    let mut ended = None;
     eventually("the session to end", || {
         let log = std::fs::read_to_string(cluster.lab.log(node))?;
-        if log.contains("session ended") { Ok(()) } else { bail!("it goes on") }
+        let sessions: Vec<_> = log.lines().filter(|line| line.contains("session ")).collect();
+        let last = sessions.last().filter(|line| line.contains("session ended"));
+        ensure!(last.is_some(), "it goes on");
+        let (count, since) = *ended.get_or_insert((sessions.len(), Instant::now()));
+        if count != sessions.len() {
+            ended = None;
+        }
+        ensure!(ended.is_some() && since.elapsed() >= STILL_TALKS, "another one may begin");
+        Ok(())
     })
 }
 
@@ -48,11 +61,13 @@ fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_
     cluster.lab.kill_daemon("n1")?;
     session_ends(&cluster, "n2")?;
     // From now on the image's name means another one, in which nothing can be run.
-    let other = tempfile::NamedTempFile::new()?;
-    let packed =
-        std::process::Command::new("tar").arg("-cf").arg(other.path()).args(["-C", "/etc", "hostname"]).status()?;
+    let other = tempfile::tempdir()?;
+    std::fs::write(other.path().join("note"), "nothing to run\n")?;
+    let archive = other.path().join("other.tar");
+    let mut tar = std::process::Command::new("tar");
+    let packed = tar.arg("-cf").arg(&archive).arg("-C").arg(other.path()).arg("note").status()?;
     ensure!(packed.success(), "no archive was made");
-    cluster.skep("n2", &["image", "import", &other.path().to_string_lossy(), "whoami:latest"])?;
+    cluster.skep("n2", &["image", "import", &archive.to_string_lossy(), "whoami:latest"])?;
     killed_and_back(&cluster, "n2", first)?;
     let address = cluster.published("n2")?;
     eventually("an answer without managers", || cluster.lab.ask(OUTSIDE, address, REQUEST))?;
@@ -84,7 +99,7 @@ fn managers_without_a_quorum_are_as_good_as_none() -> Result<()> {
     for manager in ["n2", "n3"] {
         cluster.lab.kill_daemon(manager)?;
     }
-    // The one that is left may have had the session all the time.
+    // The one that is left may have the session, or get it.
     session_ends(&cluster, "n4")?;
     killed_and_back(&cluster, "n4", first)?;
     let address = cluster.published("n1")?;
@@ -137,6 +152,9 @@ fn a_daemon_that_remembers_too_little_takes_down_nothing_that_runs() -> Result<(
     cluster.lab.kill_daemon("n1")?;
     cluster.lab.kill_daemon("n2")?;
     std::fs::write(&file, remembered)?;
+    // And a pin that got no namespace.
+    let stale = file.with_file_name("net").join("netns/neverbegan");
+    std::fs::write(&stale, "")?;
     let load = Load::start(&cluster.lab, &[address]);
     cluster.lab.restart("n2")?;
     load.more(200)?;
@@ -145,6 +163,7 @@ fn a_daemon_that_remembers_too_little_takes_down_nothing_that_runs() -> Result<(
         ensure!(cluster.running("n1", "web", 1)? == web && cluster.running("n1", "first", 1)? == first, "others");
         let log = std::fs::read_to_string(cluster.lab.log("n2"))?;
         ensure!(log.matches("session open").count() >= 2, "no manager has spoken yet");
+        ensure!(!stale.exists(), "the pin is still there");
         Ok(())
     })?;
     load.more(200)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use skep_image::{Image, Store};
-use skep_netdrv::{Driver, Namespace, SandboxState};
+use skep_netdrv::{Driver, Namespace, NamespaceError, SandboxState};
 use skep_proto::size;
 use skep_proto::template::{self, Field};
 use skep_proto::v1::{MountType, NodeDescription, Task, TaskAssignment};
@@ -144,9 +144,15 @@ impl Hands for NodeHands {
             State::Exited(exit) => Container::Exited(ended(exit)),
             State::Missing => Container::Absent,
         };
-        if Namespace::open(&self.netns_dir.join(task_id)).is_ok() {
-            facts.sandbox = if facts.container == Container::Absent { Sandbox::Open } else { Sandbox::Attached };
-            self.sandbox_opened(task_id);
+        match Namespace::open(&self.netns_dir.join(task_id)) {
+            Ok(_) => {
+                facts.sandbox = if facts.container == Container::Absent { Sandbox::Open } else { Sandbox::Attached };
+                self.sandbox_opened(task_id);
+            }
+            Err(NamespaceError::NotFound { .. }) => {}
+            // A pin without a namespace, as a crash or a reboot leaves it.
+            Err(NamespaceError::NotANamespace { .. }) => self.close_sandbox(task_id).await?,
+            Err(error) => return Err(failed(format!("network namespace: {}", chain(&error)))),
         }
         facts.image = facts.container != Container::Absent;
         facts.restarts = self.runtime.inspect(&id).await.map_or(0, |record| record.restarts);

@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use prost::Message;
 use skep_image::Store;
 use skep_net_plan::{Desired, Subnet, Underlay};
-use skep_netdrv::{Driver, Namespace};
+use skep_netdrv::{Driver, Namespace, NamespaceError};
 use skep_proto::v1::assignment::Kind;
 use skep_proto::v1::{AssignmentChange, LogLine, LogOptions, NodeDescription, Role, TaskAssignment, TaskStatus};
 use skep_runtime::Runtime;
@@ -412,8 +412,9 @@ impl logs::Source for RuntimeLogs {
 /// Sandboxes whose namespaces are pinned.
 fn pinned(dir: &std::path::Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    // A file without a namespace on it is what a crash or a reboot leaves.
-    let open = entries.flatten().filter(|e| Namespace::open(&e.path()).is_ok());
+    // A file without a namespace on it is what a crash or a reboot leaves; what can't be read counts as open.
+    let stale = |error| matches!(error, NamespaceError::NotFound { .. } | NamespaceError::NotANamespace { .. });
+    let open = entries.flatten().filter(|e| !Namespace::open(&e.path()).is_err_and(stale));
     open.filter_map(|e| e.file_name().into_string().ok()).collect()
 }
 

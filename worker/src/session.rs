@@ -194,10 +194,12 @@ async fn tell<O: Owner>(
         tokio::select! {
             _ = news.changed() => {}
             _ = applied.changed() => {}
-            () = tokio::time::sleep(heartbeat) => {}
+            // A sign of life does not wait for anything.
+            () = tokio::time::sleep(heartbeat) => continue,
         }
         // Whichever is first: it was long enough, or nothing is on its way any more.
-        let _ = tokio::time::timeout(LINGER, owner.statuses().settled()).await;
+        let linger = LINGER.min(heartbeat / 4);
+        let _ = tokio::time::timeout(linger, owner.statuses().settled()).await;
         tokio::time::sleep_until(pace.next(Instant::now()).into()).await;
     }
 }

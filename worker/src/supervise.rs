@@ -429,7 +429,7 @@ fn status(id: &str, state: TaskState, facts: &Facts, process: Process) -> TaskSt
     };
     // When it came to be so, which may be long before this daemon found it.
     let at_ns = match (state, exit) {
-        (TaskState::Running, None) => process.started_ns,
+        (TaskState::Running, _) => process.started_ns,
         (state, Some(exit)) if state.is_terminal() => exit.at_ns,
         _ => 0,
     };

@@ -415,8 +415,12 @@ impl Replies<'_> {
                     self.health.hung();
                     return Some(Err(self.peer.stalled()));
                 }
-                // Nothing was asked: an idle stream may be silent.
-                Err(_) => {}
+                // Nothing was asked: an idle stream may be silent, unless it is to end.
+                Err(_) => {
+                    if let Some(error) = self.torn.get() {
+                        return Some(Err(error.clone()));
+                    }
+                }
             }
         }
     }

@@ -120,12 +120,14 @@ pub(crate) fn append_to(to: u64, request: &AppendEntriesRequest<TypeConfig>) -> 
 /// The library checks this in debug builds only, and can break it: a stream that is started again with a request from
 /// before a purge reads what the purge has left. A follower that appended that would skip commands for ever.
 pub(crate) fn gapless(prev: Option<u64>, entries: &[Entry]) -> Result<(), WireError> {
-    let expected = prev.map_or(0, |prev| prev + 1)..;
-    let found = entries.iter().map(|entry| entry.log_id.index);
-    match expected.zip(found).find(|(expected, found)| expected != found) {
-        None => Ok(()),
-        Some((expected, found)) => Err(WireError::Hole { expected, found }),
+    let first = prev.map_or(0, |prev| prev.saturating_add(1));
+    for (n, entry) in (0..).zip(entries) {
+        let (expected, found) = (first.saturating_add(n), entry.log_id.index);
+        if found != expected {
+            return Err(WireError::Hole { expected, found });
+        }
     }
+    Ok(())
 }
 
 pub(crate) fn append_of(request: v1::RaftAppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, WireError> {
@@ -329,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_request_with_a_hole_is_refused() {
-        let table: [(Option<u64>, &[u64], bool); 9] = [
+        let table: [(Option<u64>, &[u64], bool); 10] = [
             (None, &[], true),
             (None, &[0, 1], true),
             (None, &[1], false),
@@ -339,6 +341,7 @@ mod tests {
             (Some(7), &[7, 8], false),
             (Some(7), &[8, 10], false),
             (Some(7), &[8, 8], false),
+            (Some(u64::MAX), &[0], false),
         ];
         for (prev, indexes, fits) in table {
             let entry = |index: &u64| Entry { log_id: id(2, 1, *index), payload: Payload::Blank };

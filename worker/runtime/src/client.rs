@@ -257,7 +257,8 @@ impl Runtime {
             State::Exited(exit) => return Ok(exit),
             State::Created => false,
             State::Running { .. } => {
-                let signal = self.inspect(id).await?.stop_signal;
+                // Without a record nobody knows which signal it would heed: it is killed.
+                let signal = self.inspect(id).await.map_or(libc::SIGKILL, |record| record.stop_signal);
                 if let Err(error) = fs::File::create(self.inner.dirs(id).stopped()) {
                     tracing::warn!(container.id = id, error = %error, "that it was asked to stop can't be noted");
                 }

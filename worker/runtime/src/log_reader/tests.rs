@@ -69,9 +69,9 @@ async fn until_a_moment() {
     fixture.print("old\n");
     let moment = Timestamp::now();
     assert_eq!(drain(fixture.reader().until(Some(moment)).follow(true)).await, ["old"], "it is over");
+    fixture.print("new\n");
     let soon = Timestamp::now() + Duration::from_millis(200);
     let reading = tokio::spawn(drain(fixture.reader().until(Some(soon)).follow(true)));
-    fixture.print("new\n");
     // The container lives on and says nothing more.
     let seen = tokio::time::timeout(Duration::from_secs(10), reading).await.unwrap().unwrap();
     assert_eq!(seen, ["old", "new"]);
