@@ -160,7 +160,7 @@ impl Supervisor {
         // Not cleared first: what isn't written to costs no memory, and this process lives long.
         let mut buffer = [MaybeUninit::uninit(); CHUNK];
         match rustix::io::read(fd, &mut buffer) {
-            Ok((bytes, _)) if bytes.is_empty() => {}
+            Ok(([], _)) => {}
             Ok((bytes, _)) => {
                 output.lines.push(bytes, Timestamp::now(), &mut self.log);
                 return bytes.len();
@@ -177,7 +177,7 @@ impl Supervisor {
     fn read_exec_result(&mut self) {
         let mut buffer = [MaybeUninit::uninit(); MAX_REASON];
         match rustix::io::read(&self.exec_error, &mut buffer) {
-            Ok((bytes, _)) if bytes.is_empty() => {}
+            Ok(([], _)) => {}
             Ok((bytes, _)) => {
                 let room = MAX_REASON.saturating_sub(self.reason.len());
                 self.reason.extend_from_slice(&bytes[..bytes.len().min(room)]);
