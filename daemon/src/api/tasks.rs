@@ -7,6 +7,7 @@ use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::Value;
+use skep_plan::update;
 use skep_proto::v1;
 use tonic::Code;
 
@@ -30,7 +31,7 @@ async fn list(State(api): State<Api>, params: Params) -> Result<Json<Vec<Value>>
     let control = api.control().await?;
     let services = services(&api, control.as_ref(), &filters).await?;
     let nodes = chosen_nodes(&api, control.as_ref(), &filters).await?;
-    let current = current_versions(&api, control.as_ref(), &filters).await?;
+    let watched = watched(&api, control.as_ref(), &filters).await?;
     // One service or one node is asked for most often; then the rest need not travel.
     let single = |chosen: &Option<BTreeSet<String>>| {
         chosen.as_ref().filter(|c| c.len() == 1).and_then(|c| c.first().cloned()).unwrap_or_default()
@@ -38,11 +39,15 @@ async fn list(State(api): State<Api>, params: Params) -> Result<Json<Vec<Value>>
     let request = v1::ListTasksRequest { service_id: single(&services), node_id: single(&nodes) };
     let views = control.list_tasks(api.call(request)).await?.into_inner().tasks;
     let networks = networks(&api, control.as_ref()).await?;
+    let ingress = networks.values().find(|n| n.spec.as_ref().is_some_and(|s| s.ingress)).map(|n| n.id.as_str());
+    let current = |services: &BTreeMap<String, v1::Service>, task: &v1::Task, spec: Option<&v1::TaskSpec>| {
+        services.get(&task.service_id).is_some_and(|service| update::is_current(service, task, spec, ingress))
+    };
     let chosen = views.iter().filter(|view| {
         let Some(task) = &view.task else { return false };
         services.as_ref().is_none_or(|s| s.contains(&task.service_id))
             && nodes.as_ref().is_none_or(|n| n.contains(&task.node_id))
-            && current.as_ref().is_none_or(|c| c.get(&task.service_id) == Some(&task.spec_version))
+            && watched.as_ref().is_none_or(|w| current(w, task, view.spec.as_ref()))
             && fits(task, view, &filters)
     });
     Ok(Json(chosen.map(|view| convert::task::task_out(view, &networks)).collect()))
@@ -88,17 +93,17 @@ async fn chosen_nodes(api: &Api, control: &Control, filters: &Filters) -> Result
     Ok(Some(ids))
 }
 
-/// For clients that watch an update: the version of each service's spec, so that only tasks made from it are shown.
-async fn current_versions(
+/// For clients that watch an update: the services, so that only tasks are shown that the update leaves.
+async fn watched(
     api: &Api,
     control: &Control,
     filters: &Filters,
-) -> Result<Option<BTreeMap<String, u64>>, ApiError> {
+) -> Result<Option<BTreeMap<String, v1::Service>>, ApiError> {
     if filters.flag("_up-to-date")? != Some(true) {
         return Ok(None);
     }
     let views = control.list_services(api.call(v1::ListServicesRequest {})).await?.into_inner().services;
-    Ok(Some(views.into_iter().filter_map(|v| v.service).map(|s| (s.id, s.spec_version)).collect()))
+    Ok(Some(views.into_iter().filter_map(|v| v.service).map(|s| (s.id.clone(), s)).collect()))
 }
 
 async fn networks(api: &Api, control: &Control) -> Result<BTreeMap<String, v1::Network>, ApiError> {

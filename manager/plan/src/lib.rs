@@ -17,7 +17,7 @@ mod nodes;
 mod orchestrate;
 mod reap;
 mod schedule;
-mod update;
+pub mod update;
 pub mod validate;
 
 use std::collections::BTreeMap;

@@ -235,18 +235,12 @@ impl<'a> Dirt<'a> {
             }
             _ => Vec::new(),
         };
-        let host_ports = ports.iter().filter(|p| p.mode() == PublishMode::Host).collect();
-        Self { state, service, host_ports, needed, versions: BTreeMap::new() }
+        Self { state, service, host_ports: host_ports(service), needed, versions: BTreeMap::new() }
     }
 
     /// Whether the task has to be replaced by one of the present spec.
     fn is_dirty(&mut self, task: &Task) -> bool {
-        if task.host_ports.len() != self.host_ports.len() || task.host_ports.iter().ne(self.host_ports.iter().copied())
-        {
-            return true;
-        }
-        let attached = |network: &String| task.networks.iter().any(|n| n.network_id == *network);
-        if task.observed() >= TaskState::Pending && !self.needed.iter().all(attached) {
+        if !is_wired(task, &self.host_ports, &self.needed) {
             return true;
         }
         if task.spec_version == self.service.spec_version {
@@ -260,9 +254,79 @@ impl<'a> Dirt<'a> {
     }
 }
 
+fn host_ports(service: &Service) -> Vec<&PortConfig> {
+    let endpoint = service.spec.as_ref().and_then(|s| s.endpoint.as_ref());
+    endpoint.map_or(&[][..], |e| &e.ports).iter().filter(|p| p.mode() == PublishMode::Host).collect()
+}
+
+/// Whether a task has the ports and the networks that its service asks for. Networks are given to it with its node.
+fn is_wired(task: &Task, host_ports: &[&PortConfig], needed: &[String]) -> bool {
+    let attached = |network: &String| task.networks.iter().any(|n| n.network_id == *network);
+    task.host_ports.iter().eq(host_ports.iter().copied())
+        && (task.observed() < TaskState::Pending || needed.iter().all(attached))
+}
+
+/// Whether a task is what its service asks for, so that an update leaves it: for those who watch one. `made_from`: the
+/// spec that the task was made from; `ingress`: the network of published ports.
+pub fn is_current(service: &Service, task: &Task, made_from: Option<&TaskSpec>, ingress: Option<&str>) -> bool {
+    let spec = service.spec.as_ref();
+    let meshed = spec.and_then(|s| s.endpoint.as_ref()).is_some_and(|e| e.ports.iter().any(is_mesh));
+    let needed: Vec<String> = ingress.filter(|_| meshed).map(str::to_owned).into_iter().collect();
+    let wanted = spec.and_then(|s| s.task.as_ref());
+    is_wired(task, &host_ports(service), &needed)
+        && (task.spec_version == service.spec_version
+            || made_from.zip(wanted).is_some_and(|(old, new)| !needs_new_task(old, new)))
+}
+
 /// Whether going from one spec to the other needs a new container. Placement and restart policy are the managers' own
 /// matter: tasks on nodes that no longer fit are moved by the orchestrator.
 fn needs_new_task(old: &TaskSpec, new: &TaskSpec) -> bool {
     let relevant = |spec: &TaskSpec| TaskSpec { placement: None, restart: None, ..spec.clone() };
     relevant(old) != relevant(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skep_proto::v1::{ContainerSpec, EndpointSpec, Placement, ServiceSpec, TaskNetwork, TaskStatus};
+
+    #[test]
+    fn those_who_watch_see_the_tasks_that_an_update_leaves() {
+        let spec = |image: &str, constraint: &str| TaskSpec {
+            container: Some(ContainerSpec { image: image.into(), ..Default::default() }),
+            placement: Some(Placement { constraints: vec![constraint.into()], ..Default::default() }),
+            ..Default::default()
+        };
+        let port = |mode: PublishMode| PortConfig { mode: mode.into(), target_port: 80, ..Default::default() };
+        let service = |ports: &[PortConfig]| Service {
+            spec_version: 9,
+            spec: Some(ServiceSpec {
+                task: Some(spec("web:1", "node.role==worker")),
+                endpoint: Some(EndpointSpec { ports: ports.to_vec(), ..Default::default() }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let running = |spec_version, networks: &[&str]| Task {
+            spec_version,
+            networks: networks.iter().map(|n| TaskNetwork { network_id: (*n).into(), ..Default::default() }).collect(),
+            status: Some(TaskStatus { state: TaskState::Running.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let (plain, meshed) = (service(&[]), service(&[port(PublishMode::Ingress)]));
+        let hosted = service(&[port(PublishMode::Host)]);
+        let same = spec("web:1", "node.role==manager");
+        let table = [
+            ("of this version", &plain, running(9, &[]), None, true),
+            ("of a version that asks for the same container", &plain, running(7, &[]), Some(&same), true),
+            ("of another image", &plain, running(8, &[]), Some(&spec("web:2", "")), false),
+            ("of a version that nobody remembers", &plain, running(3, &[]), None, false),
+            ("not on the network of a port", &meshed, running(9, &[]), None, false),
+            ("on it", &meshed, running(9, &["mesh"]), None, true),
+            ("without its node's port", &hosted, running(9, &[]), None, false),
+        ];
+        for (what, service, task, made_from, current) in table {
+            assert_eq!(is_current(service, &task, made_from, Some("mesh")), current, "{what}");
+        }
+    }
 }
