@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -153,8 +153,9 @@ pub(crate) fn moment(text: &str) -> Result<String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(seconds(time.as_nanosecond()));
     }
-    let age = parse::duration(text)
-        .with_context(|| format!("{text:?} is neither a time (RFC 3339 or Unix seconds) nor an age (10m)"))?;
+    let Ok(age) = parse::duration(text) else {
+        bail!("{text:?} is neither a time (RFC 3339 or Unix seconds) nor an age (10m)");
+    };
     let now = Timestamp::try_from(SystemTime::now())?;
     Ok(seconds(now.as_nanosecond() - i128::from(age)))
 }

@@ -228,9 +228,9 @@ async fn scale(client: &Client, args: Scale) -> Result<()> {
     for scale in &args.scales {
         let (service, replicas) =
             scale.split_once('=').with_context(|| format!("invalid scale specifier {scale:?}: write it like web=3"))?;
-        let replicas: u64 = replicas
-            .parse()
-            .with_context(|| format!("{service}: invalid replicas value {replicas:?}: give a whole number"))?;
+        let Ok(replicas) = replicas.parse::<u64>() else {
+            bail!("{service}: invalid replicas value {replicas:?}: give a whole number, 0 or more");
+        };
         wanted.push((service, replicas));
     }
     let (mut scaled, mut failed) = (Vec::new(), Vec::new());

@@ -152,8 +152,13 @@ impl Lab {
     pub fn open(name: &str) -> Result<Self> {
         let layout = Layout::new(name)?;
         let file = layout.file();
-        let content = fs::read(&file)
-            .with_context(|| format!("there is no lab {name:?}; make one with: skep lab up --name {name}"))?;
+        let content = match fs::read(&file) {
+            Ok(content) => content,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                bail!("there is no lab {name:?}; make one with: skep lab up --name {name}");
+            }
+            Err(error) => return Err(error).with_context(|| format!("lab {name}: {} can't be read", file.display())),
+        };
         let record = serde_json::from_slice(&content).with_context(|| format!("{} is damaged", file.display()))?;
         Ok(Self { layout, record })
     }
