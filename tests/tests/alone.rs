@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
@@ -14,6 +14,14 @@ fn process(cluster: &Cluster, node: &str) -> Result<u32> {
     let id = cluster.skep(node, &["container", "ls", "--quiet"])?;
     ensure!(!id.trim().is_empty(), "no container runs on {node}");
     Ok(cluster.skep(node, &["container", "inspect", "--format", "{{.State.Pid}}", id.trim()])?.trim().parse()?)
+}
+
+/// A published service with one task, on the only worker: its task, and where it runs.
+fn web(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
+    let create = "service create --detach --name web --publish 8080:80 --constraint node.role==worker \
+                  --restart-delay 100ms whoami";
+    cluster.skep("n1", &create.split_whitespace().collect::<Vec<_>>())?;
+    cluster.running("n1", "web", 1)
 }
 
 /// For so long a manager without a leader may still open sessions.
@@ -51,10 +59,7 @@ fn killed_and_back(cluster: &Cluster, node: &str, first: u32) -> Result<()> {
 #[test]
 fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_task() -> Result<()> {
     let cluster = Cluster::up("alone", 2, 1)?;
-    let create = "service create --detach --name web --publish 8080:80 --constraint node.role==worker \
-                  --restart-delay 100ms whoami";
-    cluster.skep("n1", &create.split_whitespace().collect::<Vec<_>>())?;
-    let before = cluster.running("n1", "web", 1)?;
+    let before = web(&cluster)?;
     assert_eq!(before.values().collect::<Vec<_>>(), ["n2"]);
     let first = process(&cluster, "n2")?;
 
@@ -91,10 +96,7 @@ fn a_container_that_ends_while_no_manager_is_there_is_started_again_as_the_same_
 #[test]
 fn managers_without_a_quorum_are_as_good_as_none() -> Result<()> {
     let cluster = Cluster::up("noquorum", 4, 3)?;
-    let create = "service create --detach --name web --publish 8080:80 --constraint node.role==worker \
-                  --restart-delay 100ms whoami";
-    cluster.skep("n1", &create.split_whitespace().collect::<Vec<_>>())?;
-    let before = cluster.running("n1", "web", 1)?;
+    let before = web(&cluster)?;
     let first = process(&cluster, "n4")?;
     for manager in ["n2", "n3"] {
         cluster.lab.kill_daemon(manager)?;

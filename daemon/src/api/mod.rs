@@ -115,7 +115,7 @@ impl Api {
     }
 
     /// Removes something, once the last tasks of services that were removed before have ended: clients remove a service
-    /// and what it used in one breath. A manager waits for them for some seconds of its own at each call.
+    /// and what it used in one breath.
     async fn once_drained<'a, T>(&self, remove: impl Fn() -> BoxFuture<'a, Result<T, Status>>) -> Result<T, Status> {
         let until = Instant::now() + DRAINED_WITHIN;
         loop {

@@ -22,10 +22,8 @@ pub use route::InProcess;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use skep_plan::validate;
 use skep_proto::time::unix_ns;
 use skep_proto::v1::{Action, Role, control_server};
-use skep_state::State;
 use tonic::{Request, Response, Status};
 
 use crate::line::Line;
@@ -36,8 +34,6 @@ use crate::store::{self, Store, View};
 
 /// How long one call may take on the leader, forwarding and elections included.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the removal of a thing waits for the last tasks that use it: less than a forwarder waits for its leader.
-const DRAINED_WITHIN: Duration = Duration::from_secs(4);
 
 /// The API of one manager.
 #[derive(Clone)]
@@ -100,27 +96,6 @@ impl Control {
         let voters = self.raft.members().iter().filter(|member| member.voter).count();
         let group = format!("{} of the swarm's {voters} managers are needed", voters / 2 + 1);
         errors::leaderless(Some(&last.map_or(group.clone(), |last| format!("{group}; last answer: {last}"))))
-    }
-
-    /// What `check` finds fit to be removed, once the tasks of services that were removed before have ended: clients
-    /// remove a service and what it used in one breath.
-    async fn once_drained<T>(
-        &self,
-        check: impl Fn(&State) -> Result<Result<T, validate::Error>, Status>,
-    ) -> Result<T, Status> {
-        let until = tokio::time::Instant::now() + DRAINED_WITHIN;
-        let mut applied = self.store.applied();
-        loop {
-            applied.borrow_and_update();
-            match check(&self.current().await?.state)? {
-                Ok(fit) => return Ok(fit),
-                Err(validate::Error::Draining(_)) if tokio::time::Instant::now() < until => {
-                    // Either way there is a look left.
-                    let _ = tokio::time::timeout_at(until, applied.changed()).await;
-                }
-                Err(error) => return Err(errors::invalid(error)),
-            }
-        }
     }
 
     /// Proposes an all-or-nothing change and returns its index.

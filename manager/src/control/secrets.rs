@@ -70,13 +70,10 @@ macro_rules! kept_data {
 
         /// Removes one that no service uses.
         pub(super) async fn $remove(control: &Control, request: GetRequest) -> Result<Empty, Status> {
-            let found = control
-                .once_drained(|state| {
-                    let found = state.$find(&request.reference);
-                    let found = found.map_err(|e| errors::find(ObjectKind::$kind, &request.reference, &e))?;
-                    Ok($validate_removal(state, &found).map(|()| found))
-                })
-                .await?;
+            let view = control.current().await?;
+            let found = view.state.$find(&request.reference);
+            let found = found.map_err(|e| errors::find(ObjectKind::$kind, &request.reference, &e))?;
+            $validate_removal(&view.state, &found).map_err(errors::invalid)?;
             let version = found.meta.as_ref().map_or(0, |m| m.version);
             control.change(vec![remove(ObjectKind::$kind, &found.id, version)]).await?;
             Ok(Empty {})
