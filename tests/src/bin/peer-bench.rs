@@ -281,9 +281,10 @@ impl Contestant {
             }
             let command = fs::read_to_string(path.join("cmdline")).unwrap_or_default().replace('\0', " ");
             let Some(bytes) = pss(&path) else { continue };
-            if command.contains("shim") {
+            // What supervisors are forked from is there once a node, as a daemon is.
+            if command.contains("shim") && !command.contains("zygote") {
                 supervisors.push(bytes);
-            } else if ["dockerd", "containerd", "skep daemon"].iter().any(|w| command.contains(w)) {
+            } else if ["dockerd", "containerd", "skep daemon", "zygote"].iter().any(|w| command.contains(w)) {
                 daemons += bytes;
             }
         }

@@ -169,6 +169,15 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Moves the calling process back to the top of every hierarchy, and removes the group that it was in, and its parent,
+    /// unless others live there.
+    pub(crate) fn leave_shims(&self, parent: &Path) {
+        for hierarchy in &self.hierarchies {
+            let _ = fs::write(hierarchy.mount.join("cgroup.procs"), "0");
+        }
+        self.remove_parent_if_empty(parent);
+    }
+
     /// Moves the calling process into a group that exists.
     pub(crate) fn join(&self, path: &Path) -> Result<(), Error> {
         for group in self.existing(path) {

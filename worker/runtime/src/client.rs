@@ -7,6 +7,7 @@
 
 mod wire;
 mod work;
+mod zygote;
 
 use std::fs;
 use std::io;
@@ -184,13 +185,16 @@ impl Runtime {
             cgroup_parent,
             cgroups,
             exe,
+            zygote: Mutex::default(),
             busy: Mutex::default(),
             filters: Mutex::default(),
             bounding: bounding_set(),
         });
-        // The filter that most containers get takes some 20 ms to compile. What is wrong with it is said to the first one.
+        // What the first container would wait for. What is wrong with it is said to that one.
         let early = Arc::clone(&inner);
-        let _ = std::thread::Builder::new().name("seccomp".into()).spawn(move || {
+        let _ = std::thread::Builder::new().name("containers".into()).spawn(move || {
+            let _ = early.zygote(|_| Ok(()));
+            // Takes some 20 ms to compile.
             let _ = early.rights(&ContainerSpec::default());
         });
         Ok(Runtime { inner })

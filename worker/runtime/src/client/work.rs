@@ -6,19 +6,18 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::zygote::{Zygote, readable};
 use super::{Config, DYING, Error, REMOVING, Result, SLOW, io_error};
 use crate::cgroup::Cgroups;
 use crate::shim::protocol::{Answer, Order};
@@ -31,6 +30,7 @@ use crate::{caps, seccomp};
 const MAX_WORDS: u64 = 8 << 10;
 /// The most compiled filters that are kept, of some 8 KB each.
 const MAX_FILTERS: usize = 32;
+
 /// What all clones of a [`super::Runtime`] share.
 pub(super) struct Inner {
     pub(super) config: Config,
@@ -38,6 +38,8 @@ pub(super) struct Inner {
     pub(super) cgroups: Cgroups,
     /// The supervisor's binary on a read-only mount that no path leads to.
     pub(super) exe: OwnedFd,
+    /// What supervisors are forked from, once there is a reason for it.
+    pub(super) zygote: Mutex<Option<Zygote>>,
     pub(super) busy: Mutex<HashSet<String>>,
     /// Compiled filters by the capabilities that they are for.
     pub(super) filters: Mutex<HashMap<Vec<&'static str>, Vec<u64>>>,
@@ -179,32 +181,36 @@ impl Inner {
             .mode(0o600)
             .open(&words)
             .map_err(io_error("open", &words))?;
-        let mut child = Command::new(format!("/proc/self/fd/{}", self.exe.as_raw_fd()))
-            .arg0("skep")
-            .arg("shim")
-            .arg(&dirs.run)
-            .env_clear()
-            .stdin(Stdio::from(order))
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
+        let (answers, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(io_error("make a pipe for", &dirs.run))?;
+        let born = self
+            .zygote(|zygote| zygote.fork(&dirs.run, [order.as_fd(), writer.as_fd(), stderr.as_fd()], started + SLOW))
             .map_err(io_error("start a supervisor from", &self.config.shim_exe))?;
-        let answer = child.stdout.take().map(|stdout| first_line(stdout, started + SLOW));
-        // What we started hands over to its own child at once, so this doesn't wait for the container; unless it hangs.
-        if !matches!(answer, Some(Ok(_))) {
-            let _ = child.kill();
-        }
-        let _ = child.wait();
-        let reason = match answer {
-            Some(Ok(bytes)) => match serde_json::from_slice(&bytes) {
-                Ok(Answer::Created) => return Ok(()),
-                Ok(Answer::Failed { reason }) => reason,
-                _ => format!("its supervisor died while making it: {}", last_words(&words)),
+        drop(writer);
+        let reason = match born {
+            Answer::Failed { reason } => reason,
+            _ => match first_line(File::from(answers), started + SLOW) {
+                Ok(bytes) => match serde_json::from_slice(&bytes) {
+                    Ok(Answer::Created) => return Ok(()),
+                    Ok(Answer::Failed { reason }) => reason,
+                    _ => format!("its supervisor died while making it: {}", last_words(&words)),
+                },
+                Err(error) => format!("its supervisor gave no answer: {error}: {}", last_words(&words)),
             },
-            Some(Err(error)) => format!("its supervisor gave no answer: {error}: {}", last_words(&words)),
-            None => "its supervisor has no output".into(),
         };
         Err(Error::Failed { id, reason })
+    }
+
+    /// Asks the process that supervisors are forked from; another one when that has died. Once only: nobody knows how far
+    /// it came with what it didn't answer.
+    pub(super) fn zygote<T>(&self, ask: impl FnOnce(&Zygote) -> io::Result<T>) -> io::Result<T> {
+        let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = match zygote.take().filter(|known| !known.has_gone()) {
+            Some(known) => known,
+            None => Zygote::start(&self.exe, &self.cgroup_parent, &self.config.run_dir)?,
+        };
+        let answer = ask(&known)?;
+        *zygote = Some(known);
+        Ok(answer)
     }
 
     pub(super) fn look(&self, id: &str, dirs: &Dirs) -> Result<Look> {
@@ -352,21 +358,13 @@ fn kill_process(file: &Path) {
 fn first_line(mut input: impl Read + AsFd, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = rustix::event::Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
-            tv_nsec: left.subsec_nanos().into(),
-        };
+        if !readable(input.as_fd(), deadline)? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         let mut buffer = [0u8; 4096];
-        // A child's end interrupts both calls as soon as anybody in the process handles that signal, as tokio does.
-        let count = match poll(&mut [PollFd::new(&input, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(errno) => return Err(errno.into()),
-            Ok(_) => match input.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            },
+        let count = match input.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
         };
         out.extend_from_slice(&buffer[..count]);
         if count == 0 || out.contains(&b'\n') || out.len() as u64 > MAX_WORDS {

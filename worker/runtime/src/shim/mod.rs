@@ -15,6 +15,7 @@ pub(crate) mod rights;
 mod serve;
 mod shed;
 mod verify;
+pub(crate) mod zygote;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -24,7 +25,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstatvfs, open};
 
 use crate::cgroup::Cgroups;
-use crate::state::{Dirs, ProcessId, write_atomic};
+use crate::state::Dirs;
 use protocol::{Answer, Order, line};
 
 /// Why a supervisor could not do what it was born for.
@@ -59,53 +60,25 @@ fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
     move |source| Error::Io { what, source: source.into() }
 }
 
-/// Runs a supervisor (`skep shim <run directory of the container>`) or one of its exec helpers (`skep shim exec`); the
-/// arguments are those after `shim`. The result is the exit code.
+/// Runs the process that supervisors are forked from (`skep shim zygote <cgroup parent>`), each of these, or one of their
+/// exec helpers (`skep shim exec`); the arguments are those after `shim`. The result is the exit code.
 ///
 /// Must be called before the process has a second thread or any state worth keeping.
 pub fn shim_main(args: impl IntoIterator<Item = OsString>) -> i32 {
-    if args.into_iter().next().is_some_and(|word| word == "exec") {
+    let mut args = args.into_iter();
+    if args.next().is_some_and(|word| word == "exec") {
         return exec::main();
     }
-    match be_born() {
-        Ok(()) => 0,
-        Err(error) => {
-            answer(&Answer::Failed { reason: error.to_string() });
-            1
-        }
-    }
+    zygote::main(&args.next().unwrap_or_default())
 }
 
-/// From the daemon's child to a process of nobody's, and from there on the supervisor's whole life.
-fn be_born() -> Result<(), Error> {
-    check_binary()?;
-    close_inherited();
+/// From a fork of the zygote, with its streams in place, to the end of the supervisor's life.
+fn be_born(cgroups: Cgroups) -> Result<(), Error> {
     let order = Order::read(io::stdin().lock()).map_err(failed("read the order"))?;
     redirect(&[0]).map_err(failed("open /dev/null"))?;
     let dirs = Dirs { run: order.run.clone(), state: order.state.clone() };
-    // SAFETY: this process has one thread, so the child is as whole as its parent.
-    match unsafe { libc::fork() } {
-        -1 => return Err(failed("fork")(io::Error::last_os_error())),
-        0 => {}
-        child => {
-            // Here and not by the child itself: once the client has seen this process end, it knows whom to kill.
-            let noted = ProcessId::of(child).and_then(|id| write_atomic(&dirs.shim_pid(), &id));
-            // SAFETY: _exit runs no destructors, which belong to the child now.
-            unsafe { libc::_exit(i32::from(noted.is_err())) }
-        }
-    }
     rustix::process::setsid().map_err(failed("make a session"))?;
-    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGPIPE] {
-        // SAFETY: ignoring a signal installs no handler. The container gets the defaults back before its program runs.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
-    // The name would else be the number of the descriptor that it was started from.
     let _ = rustix::thread::set_name(c"skep-shim");
-    std::env::set_current_dir("/").map_err(failed("change to /"))?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-
-    let cgroups = Cgroups::detect()?;
-    cgroups.join_shims(&order.cgroup_parent)?;
 
     let cgroup = order.cgroup();
     let supervisor = create::create(order, &cgroups)

@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::exec::NOT_ENTERED;
 use super::rights::Rights;
@@ -152,12 +153,20 @@ impl Payload {
     fn run_as_init(&self, program: &Program) -> ! {
         reset_signals();
         let set = set_mask(true);
+        // Ends once this process has closed everything: the program must not be quicker than that.
+        let closed = pipe_with(PipeFlags::CLOEXEC);
         // SAFETY: one thread.
         let child = unsafe { libc::fork() };
         if child == 0 {
+            if let Ok((reader, writer)) = closed {
+                drop(writer);
+                let _ = rustix::io::retry_on_intr(|| rustix::io::read(&reader, &mut [0u8; 1]));
+            }
             set_mask(false);
             self.become_program(program);
         }
+        // Closed below, with all the others.
+        std::mem::forget(closed);
         // Without an exec nothing closes the descriptors by itself; the program must not find them here.
         // SAFETY: only libcontainer's values own descriptors above 2, and this function never returns to them.
         unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };

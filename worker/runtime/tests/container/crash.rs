@@ -85,6 +85,47 @@ async fn a_killed_supervisor_takes_its_container_along() -> Result<()> {
     Ok(())
 }
 
+/// What supervisors are forked from may be killed at any time, and goes with the last user of the runtime.
+#[tokio::test]
+async fn the_zygote_is_replaced_when_it_dies_and_leaves_nothing_when_it_goes() -> Result<()> {
+    let fixture = Fixture::new()?;
+    let parent = format!("{}-own", fixture.config.cgroup_parent);
+    let runtime = Runtime::new(Config { cgroup_parent: parent.clone(), ..fixture.config.clone() })?;
+    let groups = || -> Vec<_> {
+        let roots = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        roots.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(&parent)).filter(|path| path.exists()).collect()
+    };
+    let line = format!("skep\0shim\0zygote\0/{parent}\0");
+    let zygotes = || -> Vec<i32> {
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let ours = processes.filter(|process| {
+            std::fs::read_to_string(process.path().join("cmdline")).is_ok_and(|found| found.starts_with(&line))
+        });
+        ours.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(|pid| alive(*pid)).collect()
+    };
+    for id in ["first", "second"] {
+        runtime.create(&fixture.spec(id, &["sleep", "1000"])).await?;
+        runtime.start(id).await?;
+        let [zygote] = zygotes()[..] else { panic!("one zygote: {:?}", zygotes()) };
+        let shim = shim_pid(&fixture.config, id)?;
+        let shown = std::fs::read_to_string(format!("/proc/{shim}/cmdline"))?;
+        assert_eq!(shown.trim_end_matches('\0'), format!("skep\0shim\0{}", fixture.config.run_dir.join(id).display()));
+        kill(zygote);
+        until("the zygote is gone", || zygotes().is_empty()).await?;
+        assert!(alive(shim), "a supervisor lives on");
+        assert!(matches!(runtime.state(id).await?, State::Running { .. }));
+    }
+    runtime.create(&fixture.spec("third", &["true"])).await?;
+    assert!(!groups().is_empty());
+    for id in ["first", "second", "third"] {
+        runtime.remove(id).await?;
+    }
+    drop(runtime);
+    until("nothing is left of it", || zygotes().is_empty() && groups().is_empty()).await?;
+    assert_eq!(fixture.traces(), Vec::<String>::new());
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_supervisor_that_hangs_does_not_hang_us() -> Result<()> {
     let fixture = Fixture::new()?;

@@ -108,14 +108,9 @@ impl Fixture {
         let mut out = Vec::new();
         let parent = &self.config.cgroup_parent;
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let path = hierarchy.path().join(parent);
-            if path.exists() {
-                out.push(format!("cgroup {}", path.display()));
-            }
+            out.extend(groups_of_containers(&hierarchy.path().join(parent)));
         }
-        if Path::new("/sys/fs/cgroup").join(parent).exists() {
-            out.push("cgroup in the unified hierarchy".into());
-        }
+        out.extend(groups_of_containers(&Path::new("/sys/fs/cgroup").join(parent)));
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         out.extend(mounts.lines().filter(|line| line.contains(parent.as_str())).map(|line| format!("mount {line}")));
         for directory in [&self.config.run_dir, &self.config.state_dir] {
@@ -131,7 +126,9 @@ impl Fixture {
         out.extend(written_below(&self.config.state_dir.join(SKELETON)));
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let line = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
-            if line.contains("shim\0") && line.contains(parent.as_str()) {
+            // The zygote stays for as long as its runtime.
+            let ours = line.contains("shim\0") && line.contains(parent.as_str());
+            if ours && !line.starts_with("skep\0shim\0zygote\0") {
                 out.push(format!("process {}: {}", process.path().display(), line.replace('\0', " ")));
             }
         }
@@ -153,6 +150,15 @@ fn written_below(directory: &Path) -> Vec<String> {
         }
     }
     out
+}
+
+/// What is in a cgroup parent besides the group that supervisors are born in.
+fn groups_of_containers(parent: &Path) -> Vec<String> {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.file_name() != "shims")
+        .map(|entry| format!("cgroup {}", entry.path().display()))
+        .collect()
 }
 
 impl Drop for Fixture {

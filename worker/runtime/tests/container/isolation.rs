@@ -87,8 +87,10 @@ async fn the_binary_is_out_of_reach() -> Result<()> {
     assert_eq!(table(&lines).get("chmod_init_exe").copied(), Some("30"), "EROFS: {lines:?}");
     assert_eq!(std::fs::read(BINARY)?, before);
     // And by hand it doesn't run at all.
-    let output =
-        std::process::Command::new(BINARY).args(["shim", "/nowhere"]).stdin(std::process::Stdio::null()).output()?;
+    let output = std::process::Command::new(BINARY)
+        .args(["shim", "zygote", "/nowhere"])
+        .stdin(std::process::Stdio::null())
+        .output()?;
     assert!(!output.status.success() && String::from_utf8_lossy(&output.stdout).contains("writable mount"));
     Ok(())
 }
