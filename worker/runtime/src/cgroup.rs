@@ -159,7 +159,9 @@ impl Cgroups {
                 let done = fs::create_dir_all(&group).and_then(|()| fs::write(&procs, "0"));
                 match done {
                     Ok(()) => break,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 16 => tries += 1,
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) && tries < 16 => {
+                        tries += 1;
+                    }
                     // Without a writable hierarchy (a container within a container) the rest still protects.
                     Err(error) if error.raw_os_error() == Some(libc::EROFS) => break,
                     Err(source) => return Err(Error::Io { path: procs, source }),

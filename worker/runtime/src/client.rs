@@ -1,7 +1,7 @@
 //! The daemon's side: making, watching and removing containers through their supervisors.
 //!
 //! Decides what is true about a container from what is left of it (socket, else exit note, else nothing), and puts an
-//! end to what has lost its supervisor. Holds no state of its own besides the containers it is just making, so a
+//! end to what has lost its supervisor. Holds no state besides the containers it is just making and their zygote, so a
 //! restarted daemon, or a second one reading, sees the same. Called by the worker; every wait but [`Runtime::wait`] has
 //! a deadline.
 

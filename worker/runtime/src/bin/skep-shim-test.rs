@@ -1,6 +1,6 @@
 //! The supervisor alone, and two companions, for this crate's tests and examples.
 //!
-//! `shim <dir>` is what `skep shim <dir>` is in the product. `daemon` makes and starts one container and then hangs, so
+//! `shim` is what `skep shim` is in the product. `daemon` makes and starts one container and then hangs, so
 //! that a test can kill it. `probe` runs inside a container and reports what it is allowed to do.
 
 use std::ffi::{OsStr, OsString};

@@ -38,7 +38,7 @@ pub(super) struct Inner {
     pub(super) cgroups: Cgroups,
     /// The supervisor's binary on a read-only mount that no path leads to.
     pub(super) exe: OwnedFd,
-    /// What supervisors are forked from, once there is a reason for it.
+    /// What supervisors are forked from; `None` until the first of them, or when it died.
     pub(super) zygote: Mutex<Option<Zygote>>,
     pub(super) busy: Mutex<HashSet<String>>,
     /// Compiled filters by the capabilities that they are for.
@@ -183,7 +183,7 @@ impl Inner {
             .map_err(io_error("open", &words))?;
         let (answers, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(io_error("make a pipe for", &dirs.run))?;
         let born = self
-            .zygote(|zygote| zygote.fork(&dirs.run, [order.as_fd(), writer.as_fd(), stderr.as_fd()], started + SLOW))
+            .zygote(|zygote| zygote.fork(&dirs.run, [order.as_fd(), writer.as_fd(), stderr.as_fd()]))
             .map_err(io_error("start a supervisor from", &self.config.shim_exe))?;
         drop(writer);
         let reason = match born {

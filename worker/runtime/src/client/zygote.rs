@@ -22,7 +22,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::shim::protocol::{Answer, MAX_LINE};
 use crate::shim::zygote::{MAX_PATH, STREAMS};
 
-/// The longest that it may take to end once it is asked.
+/// The longest that it may take to fork.
+const ANSWER: Duration = Duration::from_secs(10);
+/// The longest that it may take to end once it is asked, and once more when it is killed.
 const LEAVING: Duration = Duration::from_secs(1);
 
 /// As much of a container's id is shown on its supervisor's command line, in bytes.
@@ -30,7 +32,8 @@ const SHOWN_ID: usize = 66;
 
 /// A running one.
 pub(super) struct Zygote {
-    process: Child,
+    /// `None` once it was given up.
+    process: Option<Child>,
     socket: OwnedFd,
 }
 
@@ -47,7 +50,7 @@ impl Zygote {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .spawn()?;
-        Ok(Zygote { process, socket })
+        Ok(Zygote { process: Some(process), socket })
     }
 
     /// Whether it has ended, or is about to: it says nothing unasked otherwise.
@@ -57,7 +60,7 @@ impl Zygote {
 
     /// Has it fork a supervisor for the run directory, with these as its standard streams. What answers is the zygote; the
     /// supervisor answers to its second stream.
-    pub(super) fn fork(&self, run: &Path, streams: [BorrowedFd<'_>; STREAMS], deadline: Instant) -> io::Result<Answer> {
+    pub(super) fn fork(&self, run: &Path, streams: [BorrowedFd<'_>; STREAMS]) -> io::Result<Answer> {
         let path = run.as_os_str().as_bytes();
         if path.is_empty() || path.len() > MAX_PATH {
             return Err(io::ErrorKind::InvalidFilename.into());
@@ -65,10 +68,22 @@ impl Zygote {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(STREAMS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&streams));
-        sendmsg(&self.socket, &[io::IoSlice::new(path)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
-        if !readable(self.socket.as_fd(), deadline)? {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        if let Err(errno) = sendmsg(&self.socket, &[io::IoSlice::new(path)], &mut control, flags) {
+            // One that could not begin has said why.
+            return self.answer().map_err(|_| errno.into());
+        }
+        if !readable(self.socket.as_fd(), Instant::now() + ANSWER)? {
             return Err(io::ErrorKind::TimedOut.into());
         }
+        match self.answer() {
+            // It left the request unread; what it said comes after that.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.answer(),
+            other => other,
+        }
+    }
+
+    fn answer(&self) -> io::Result<Answer> {
         let mut answer = vec![0; MAX_LINE];
         let (count, _) = recv(&self.socket, &mut answer[..], RecvFlags::DONTWAIT)?;
         if count == 0 {
@@ -76,20 +91,30 @@ impl Zygote {
         }
         Ok(serde_json::from_slice(&answer[..count])?)
     }
+
+    fn ends_soon(&self) -> bool {
+        let pid = self.process.as_ref().and_then(|process| Pid::from_raw(i32::try_from(process.id()).ok()?));
+        pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+            .is_some_and(|handle| readable(handle.as_fd(), Instant::now() + LEAVING).unwrap_or(false))
+    }
 }
 
 impl Drop for Zygote {
     fn drop(&mut self) {
         let _ = shutdown(&self.socket, Shutdown::Both);
-        let ended = i32::try_from(self.process.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-            .is_some_and(|handle| readable(handle.as_fd(), Instant::now() + LEAVING).unwrap_or(false));
-        if !ended {
-            let _ = self.process.kill();
+        let mut ended = self.ends_soon();
+        if !ended && let Some(process) = &mut self.process {
+            let _ = process.kill();
+            ended = self.ends_soon();
         }
-        let _ = self.process.wait();
+        let Some(mut process) = self.process.take() else { return };
+        if ended {
+            let _ = process.wait();
+        } else {
+            // Stuck in the kernel; nobody waits for it but this.
+            let reaper = std::thread::Builder::new().name("reaper".into());
+            let _ = reaper.spawn(move || process.wait());
+        }
     }
 }
 

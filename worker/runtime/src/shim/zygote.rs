@@ -2,7 +2,8 @@
 //!
 //! What a supervisor needs of this program is the same for all: loaded, relocated, in the supervisors' control groups. Here
 //! that is done once, and all of them share the memory. Decides nothing: it forks for whoever holds the other end of its
-//! socket, the daemon, and ends with it; its children live on. It never sees an order, which may hold secrets. Called by
+//! socket, the daemon, and ends with it; its children live on. It never sees an order, which may hold secrets: what its
+//! children find of each other in their memory are names of run directories, and an address layout. Called by
 //! [`super::shim_main`].
 
 use std::ffi::OsStr;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::protocol::{Answer, line};
 use super::{Error, answer, be_born, check_binary, close_inherited, failed, redirect_to};
@@ -61,11 +62,33 @@ pub(super) fn main(cgroup_parent: &OsStr) -> i32 {
                 return 1;
             }
         };
+        let (told, tell) = match pipe_with(PipeFlags::CLOEXEC).map_err(failed("make a pipe")) {
+            Ok(ends) => ends,
+            Err(error) => {
+                reply(socket, &Answer::Failed { reason: error.to_string() });
+                continue;
+            }
+        };
         // SAFETY: this process has one thread, so the child is as whole as its parent.
         match unsafe { libc::fork() } {
             -1 => reply(socket, &Answer::Failed { reason: failed("fork")(io::Error::last_os_error()).to_string() }),
-            0 => return live(birth, cgroups),
-            child => reply(socket, &note(child, &birth.run)),
+            0 => {
+                drop(tell);
+                // Nobody would know of one that is not written down, or whose zygote died before that: it does nothing.
+                let known = rustix::io::retry_on_intr(|| rustix::io::read(&told, &mut [0u8; 1])) == Ok(1);
+                drop(told);
+                return if known { live(birth, cgroups) } else { 1 };
+            }
+            child => {
+                let noted = note(child, &birth.run).and_then(|()| Ok(rustix::io::write(&tell, b"!")?));
+                reply(
+                    socket,
+                    &match noted {
+                        Ok(_) => Answer::Done,
+                        Err(error) => Answer::Failed { reason: format!("note the supervisor's process id: {error}") },
+                    },
+                );
+            }
         }
     }
 }
@@ -120,20 +143,9 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Birth>> {
     }
 }
 
-/// Writes down whom to kill. Here and not by the child itself: once the client has the answer, it knows.
-fn note(child: i32, run: &Path) -> Answer {
-    // One that has ended already has answered for itself, or left its last words.
-    let Ok(id) = ProcessId::of(child) else { return Answer::Done };
-    let path = Dirs { run: run.to_owned(), state: PathBuf::new() }.shim_pid();
-    match write_atomic(&path, &id) {
-        Ok(()) => Answer::Done,
-        Err(error) => {
-            if let Some(child) = Pid::from_raw(child) {
-                let _ = kill_process(child, Signal::KILL);
-            }
-            Answer::Failed { reason: format!("write {}: {error}", path.display()) }
-        }
-    }
+/// Writes down whom to kill, while the child waits for that: so its number can't have passed to another.
+fn note(child: i32, run: &Path) -> io::Result<()> {
+    write_atomic(&Dirs { run: run.to_owned(), state: PathBuf::new() }.shim_pid(), &ProcessId::of(child)?)
 }
 
 /// The child: from here on a supervisor.

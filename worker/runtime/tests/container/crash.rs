@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use skep_runtime::{Config, Runtime, State};
 
-use crate::fixture::{BINARY, Fixture, PATIENCE, alive, init_pid, shim_pid, until};
+use crate::fixture::{BINARY, Fixture, PATIENCE, alive, init_pid, shim_pid, until, zygotes};
 
 fn kill(pid: i32) {
     // SAFETY: a signal to a process (or group) that this test started.
@@ -37,6 +37,8 @@ async fn the_daemon_is_killed_and_another_takes_over() -> Result<()> {
     // Its whole process group, as a terminal or a supervisor of services would.
     kill(-daemon.id().cast_signed());
     daemon.wait()?;
+    // That of the fixture's own runtime stays.
+    until("its zygote is gone", || zygotes(&fixture.config.cgroup_parent).len() == 1).await?;
     let runtime = Runtime::new(Config { ..fixture.config.clone() })?;
     assert_eq!(runtime.list().await?, ["survivor"]);
     let State::Running { pid, started_at } = runtime.state("survivor").await? else { panic!("it should run") };
@@ -95,14 +97,7 @@ async fn the_zygote_is_replaced_when_it_dies_and_leaves_nothing_when_it_goes() -
         let roots = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
         roots.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(&parent)).filter(|path| path.exists()).collect()
     };
-    let line = format!("skep\0shim\0zygote\0/{parent}\0");
-    let zygotes = || -> Vec<i32> {
-        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let ours = processes.filter(|process| {
-            std::fs::read_to_string(process.path().join("cmdline")).is_ok_and(|found| found.starts_with(&line))
-        });
-        ours.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(|pid| alive(*pid)).collect()
-    };
+    let zygotes = || zygotes(&parent);
     for id in ["first", "second"] {
         runtime.create(&fixture.spec(id, &["sleep", "1000"])).await?;
         runtime.start(id).await?;
@@ -123,6 +118,22 @@ async fn the_zygote_is_replaced_when_it_dies_and_leaves_nothing_when_it_goes() -
     drop(runtime);
     until("nothing is left of it", || zygotes().is_empty() && groups().is_empty()).await?;
     assert_eq!(fixture.traces(), Vec::<String>::new());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_zygote_that_hangs_is_replaced_and_what_it_was_asked_for_never_happens() -> Result<()> {
+    let fixture = Fixture::new()?;
+    fixture.runtime.create(&fixture.spec("before", &["sleep", "1000"])).await?;
+    let [zygote] = zygotes(&fixture.config.cgroup_parent)[..] else { panic!("one zygote") };
+    // SAFETY: a signal to a process that this test started.
+    unsafe { libc::kill(zygote, libc::SIGSTOP) };
+    let (first, second) = (fixture.spec("first", &["sleep", "1000"]), fixture.spec("second", &["sleep", "1000"]));
+    let both = async { tokio::join!(fixture.runtime.create(&first), fixture.runtime.create(&second)) };
+    let made = tokio::time::timeout(PATIENCE, both).await?;
+    assert!(made.0.is_ok() != made.1.is_ok(), "one waited in vain, and the other got a new zygote: {made:?}");
+    assert!(!alive(zygote) && zygotes(&fixture.config.cgroup_parent).len() == 1);
+    assert_eq!(fixture.runtime.list().await?.len(), 2);
     Ok(())
 }
 

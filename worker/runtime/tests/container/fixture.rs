@@ -231,6 +231,16 @@ fn pid_in(path: &Path) -> Result<i32> {
     Ok(i32::try_from(value["pid"].as_i64().context("no pid")?)?)
 }
 
+/// The processes that supervisors below this cgroup parent are forked from.
+pub(crate) fn zygotes(parent: &str) -> Vec<i32> {
+    let line = format!("skep\0shim\0zygote\0/{parent}\0");
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ours = processes.filter(|process| {
+        fs::read_to_string(process.path().join("cmdline")).is_ok_and(|found| found.starts_with(&line))
+    });
+    ours.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(|pid| alive(*pid)).collect()
+}
+
 /// Whether a process exists and is no zombie.
 pub(crate) fn alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))

@@ -31,7 +31,9 @@ mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/shm /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t devpts devpts /dev/pts
-mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /scratch
+# Not /tmp: the tests' own binary may lie there.
+export TMPDIR=/scratch
 stty -F /dev/ttyS1 raw
 exec </dev/null >/dev/ttyS1 2>&1
 echo 'machine: on'
@@ -59,7 +61,9 @@ impl Tree {
     /// Directories, a shell and its tools.
     pub(super) fn with_busybox() -> Result<Self> {
         let mut tree = Tree(BTreeMap::new());
-        for path in ["proc", "sys", "dev", "tmp", "run", "mnt", "etc", "root", "modules", "usr/bin", "usr/lib64"] {
+        for path in
+            ["proc", "sys", "dev", "tmp", "scratch", "run", "mnt", "etc", "root", "modules", "usr/bin", "usr/lib64"]
+        {
             tree.directory(&Path::new("/").join(path));
         }
         for (name, target) in [("bin", "usr/bin"), ("sbin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
