@@ -142,6 +142,8 @@ pub(crate) async fn wait(client: &Client, id: &str, quiet: bool, asked: Asked) -
 async fn converge(client: &Client, id: &str, screen: &mut Screen, asked: Asked) -> Result<()> {
     let wanted = json!({ "service": [id], "_up-to-date": ["true"] }).to_string();
     let mut there_since: Option<Instant> = None;
+    // Which task failed the managers say only while they roll back.
+    let mut cause: Option<String> = None;
     loop {
         let service = client.get(&format!("/services/{}", escape(id)), &[]).await?;
         let tasks = client.get("/tasks", &[("filters", &wanted)]).await?;
@@ -154,11 +156,14 @@ async fn converge(client: &Client, id: &str, screen: &mut Screen, asked: Asked) 
             }
             Verdict::Going { running, wanted, tasks, rollback } => {
                 there_since = None;
+                cause = rollback.or(cause);
                 screen.errors(wanted, &tasks)?;
-                screen.show(screen.count(running, wanted, &tasks, rollback.as_deref()), String::new())?;
+                screen.rollback(cause.as_deref())?;
+                screen.show(screen.count(running, wanted, &tasks), String::new())?;
             }
             Verdict::There { wanted, over, rollback } => {
-                let count = screen.count(wanted, wanted, &[], rollback.as_deref());
+                screen.rollback(cause.as_deref())?;
+                let count = screen.count(wanted, wanted, &[]);
                 let monitor = match service.number("Spec.UpdateConfig.Monitor") {
                     0 => MONITOR_NS,
                     ns => ns,
@@ -169,7 +174,7 @@ async fn converge(client: &Client, id: &str, screen: &mut Screen, asked: Asked) 
                 if over || stable >= monitor {
                     screen.show(count, "verify: Service converged\n".to_owned())?;
                     return match rollback.filter(|_| service.text("UpdateStatus.State") == "rollback_completed") {
-                        Some(why) if asked == Asked::Change => bail!("service rolled back: {why}"),
+                        Some(end) if asked == Asked::Change => bail!("service rolled back: {}", cause.unwrap_or(end)),
                         _ => Ok(()),
                     };
                 }
@@ -180,6 +185,15 @@ async fn converge(client: &Client, id: &str, screen: &mut Screen, asked: Asked) 
         }
         tokio::time::sleep(PERIOD).await;
     }
+}
+
+/// How far it is as a whole. More than are wanted run while a service shrinks.
+fn overall(running: i64, wanted: i64) -> String {
+    let rest = match running - wanted {
+        more if more > 0 => format!(", {more} to be removed"),
+        _ => String::new(),
+    };
+    format!("overall progress: {} out of {wanted} tasks{rest}\n", running.min(wanted))
 }
 
 /// A line for each error that was not told yet.
@@ -197,23 +211,42 @@ struct Screen {
     verify: String,
     /// Errors that were printed, where there are no bars to show them: at most [`MAX_ERRORS`].
     told: BTreeSet<String>,
+    /// Why it is rolled back, as that was printed.
+    rollback: String,
 }
 
 impl Screen {
     fn new(quiet: bool) -> Self {
         let terminal = std::io::stdout().is_terminal();
-        Self { quiet, terminal, count: String::new(), verify: String::new(), told: BTreeSet::new() }
+        Self {
+            quiet,
+            terminal,
+            count: String::new(),
+            verify: String::new(),
+            told: BTreeSet::new(),
+            rollback: String::new(),
+        }
     }
 
-    fn count(&self, running: i64, wanted: i64, tasks: &[Bar], rollback: Option<&str>) -> String {
-        let mut text = rollback.filter(|w| !w.is_empty()).map(|why| format!("rollback: {why}\n")).unwrap_or_default();
-        text.push_str(&format!("overall progress: {running} out of {wanted} tasks\n"));
+    fn count(&self, running: i64, wanted: i64, tasks: &[Bar]) -> String {
+        let mut text = overall(running, wanted);
         if self.terminal && wanted <= MAX_BARS {
             for bar in tasks {
                 text.push_str(&format!("{}/{wanted}: {}\n", bar.slot, bar.text()));
             }
         }
         text
+    }
+
+    /// Prints once, and where it stays, that and why the service is rolled back.
+    fn rollback(&mut self, why: Option<&str>) -> Result<()> {
+        let Some(why) = why.filter(|why| !self.quiet && !why.is_empty() && *why != self.rollback) else {
+            return Ok(());
+        };
+        self.clear();
+        (self.count, self.verify) = (String::new(), String::new());
+        self.rollback = why.to_owned();
+        output::raw(format!("rollback: {why}\n").as_bytes())
     }
 
     /// Prints each error once where no bars show it.
@@ -283,6 +316,12 @@ mod tests {
         assert!(matches!(judged(1, "", &full), Verdict::Going { .. }), "one task too many still runs");
         assert_eq!(judged(2, "paused", &full), Verdict::Stopped("service update paused: why".to_owned()));
         assert!(matches!(judged(2, "rollback_completed", &full), Verdict::There { rollback: Some(_), .. }));
+    }
+
+    #[test]
+    fn more_tasks_than_wanted_are_no_progress() {
+        assert_eq!(overall(1, 3), "overall progress: 1 out of 3 tasks\n");
+        assert_eq!(overall(5, 3), "overall progress: 3 out of 3 tasks, 2 to be removed\n");
     }
 
     #[test]

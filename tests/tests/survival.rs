@@ -110,6 +110,48 @@ fn writes_go_on_after_each_of_twenty_dead_leaders() -> Result<()> {
     cluster.down()
 }
 
+/// With one of three managers down, none of the others can go; with all of them up, one goes and comes back.
+#[test]
+fn a_demotion_that_would_cost_the_quorum_is_refused_and_changes_nothing() -> Result<()> {
+    let cluster = Cluster::up("demote", 3, 3)?;
+    let standing = |wanted: [&str; 3]| {
+        eventually(&format!("managers that are {wanted:?}"), || {
+            let list = cluster.skep("n1", &["node", "ls", "--format", "{{.Hostname}}={{.ManagerStatus}}"])?;
+            let mut lines: Vec<&str> = list.lines().map(str::trim).collect();
+            lines.sort_unstable();
+            if lines == wanted { Ok(()) } else { bail!("{list}") }
+        })
+    };
+    standing(["n1=Leader", "n2=Reachable", "n3=Reachable"])?;
+    cluster.lab.kill_daemon("n3")?;
+    standing(["n1=Leader", "n2=Reachable", "n3=Unreachable"])?;
+    for node in ["n1", "n2"] {
+        let refused = cluster.skep("n1", &["node", "demote", node]).expect_err("two of three are needed");
+        let refused = format!("{refused:#}");
+        assert!(refused.contains("can't be demoted now") && refused.contains("bring n3 back"), "{refused}");
+    }
+    standing(["n1=Leader", "n2=Reachable", "n3=Unreachable"])?;
+    let empty = ["service", "create", "--detach", "--replicas", "0", "--name"];
+    cluster.skep("n2", &[&empty[..], &["meanwhile", "whoami"]].concat())?;
+
+    cluster.lab.restart("n3")?;
+    standing(["n1=Leader", "n2=Reachable", "n3=Reachable"])?;
+    cluster.skep("n2", &["node", "demote", "n3"])?;
+    standing(["n1=Leader", "n2=Reachable", "n3="])?;
+    eventually("a worker that says so", || {
+        let answer = cluster.skep("n3", &["info", "--format", "{{.Swarm.ControlAvailable}}"])?;
+        if answer.trim() == "false" { Ok(()) } else { bail!("{answer}") }
+    })?;
+    cluster.skep("n1", &["node", "promote", "n3"])?;
+    standing(["n1=Leader", "n2=Reachable", "n3=Reachable"])?;
+    // It has a voice again, and what was decided without it.
+    cluster.lab.kill_daemon("n2")?;
+    eventually("a write that needs it", || cluster.skep("n3", &[&empty[..], &["after", "whoami"]].concat()))?;
+    let list = cluster.skep("n3", &["service", "ls", "--format", "{{.Name}}"])?;
+    assert_eq!(list.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["after", "meanwhile"]));
+    cluster.down()
+}
+
 #[test]
 fn the_last_manager_goes_on_alone_when_it_is_told_to_and_the_others_join_it_again() -> Result<()> {
     let cluster = Cluster::up("force", 4, 3)?;

@@ -79,7 +79,10 @@ fn status_out(task: &v1::Task) -> models::TaskStatus {
             }
         }),
         port_status: Some(models::PortStatus {
-            ports: (!task.host_ports.is_empty()).then(|| task.host_ports.iter().map(endpoint::port_out).collect()),
+            // A task that has no node yet, or has ended, answers on no port.
+            ports: (!task.host_ports.is_empty()
+                && matches!(status.state(), v1::TaskState::Starting | v1::TaskState::Running))
+            .then(|| task.host_ports.iter().map(endpoint::port_out).collect()),
         }),
     }
 }
