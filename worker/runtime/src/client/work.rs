@@ -47,6 +47,14 @@ pub(super) struct Inner {
     pub(super) bounding: u64,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Its zygote removes the groups as well; one that had to be killed could not.
+        *self.zygote.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        self.cgroups.remove_parent_if_empty(&self.cgroup_parent);
+    }
+}
+
 /// What the files say about a container.
 pub(super) enum Look {
     Missing,

@@ -16,6 +16,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Fixture {
     pub(crate) runtime: Runtime,
+    /// Looked at once the runtime is gone, which is why it stands behind it.
+    _end: End,
     pub(crate) config: Config,
     pub(crate) layer: PathBuf,
     root: PathBuf,
@@ -29,11 +31,11 @@ impl Fixture {
             run_dir: Path::new("/dev/shm").join(&name),
             state_dir: root.join("state"),
             shim_exe: BINARY.into(),
-            cgroup_parent: name,
+            cgroup_parent: name.clone(),
         };
         let layer = root.join("layer");
         busybox(&layer)?;
-        Ok(Fixture { runtime: Runtime::new(config.clone())?, config, layer, root })
+        Ok(Fixture { runtime: Runtime::new(config.clone())?, _end: End(name), config, layer, root })
     }
 
     /// A wish to run these words.
@@ -150,6 +152,24 @@ fn written_below(directory: &Path) -> Vec<String> {
         }
     }
     out
+}
+
+/// What a runtime itself has made goes with its last user: its zygote and the groups below this parent.
+struct End(String);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let left = || {
+            let roots = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+            let groups = roots.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(&self.0));
+            (zygotes(&self.0), groups.filter(|path| path.exists()).collect::<Vec<_>>())
+        };
+        let start = Instant::now();
+        while !std::thread::panicking() && left() != (vec![], vec![]) {
+            assert!(start.elapsed() < PATIENCE, "left behind by the runtime: {:?}", left());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 /// What is in a cgroup parent besides the group that supervisors are born in.
