@@ -146,22 +146,13 @@ impl Contestant {
         let (first, second) = ("n1", "n2");
         let begun = Instant::now();
         self.lab.kill(first)?;
+        let mut attempts = 0;
         self.until("a service accepted", || {
-            self.ok(
-                second,
-                &[
-                    "service",
-                    "create",
-                    "--detach",
-                    "--no-resolve-image",
-                    "--name",
-                    "after",
-                    "--replicas",
-                    "0",
-                    "whoami",
-                ],
-            )
-            .map(|_| ())
+            // A refused attempt may have been carried out all the same; its name is taken then.
+            attempts += 1;
+            let name = format!("after{attempts}");
+            let create = ["service", "create", "--detach", "--no-resolve-image", "--name", &name, "--replicas", "0"];
+            self.ok(second, &[&create[..], &["whoami"]].concat()).map(|_| ())
         })?;
         let leader = begun.elapsed().as_secs_f64();
         // The same kill took a node: its tasks are to be replaced too.
