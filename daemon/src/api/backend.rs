@@ -2,14 +2,18 @@
 //!
 //! The node implements them over its rooms; tests over a few maps. Nothing here decides anything. The cluster's
 //! objects travel as the messages of `skep.v1`, so that a manager's own service is a [`Control`] as it stands.
+//!
+//! The futures are boxed by hand. The bounds that `async_trait` puts on every method keep the compiler from remembering
+//! that a node, with a whole manager in it, may be sent between threads: it found that out anew for every method, which
+//! was half of this crate's compile time.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
+use futures::future::BoxFuture;
 use skep_proto::v1::{Availability, ClusterEvent, ClusterSpec, LogBatch, LogOptions, Resources, control_server};
 use tonic::Status;
 
@@ -68,13 +72,12 @@ impl std::fmt::Debug for Backend {
 // ---- node ---------------------------------------------------------------------------------------------------
 
 /// What the node knows about itself.
-#[async_trait]
 pub trait NodeInfo: Send + Sync + 'static {
     /// A snapshot; cheap enough for every `docker info`.
-    async fn facts(&self) -> NodeFacts;
+    fn facts(&self) -> BoxFuture<'_, NodeFacts>;
 
     /// What whoever asks for `info` should know; looks around for it, so nobody else asks.
-    async fn warnings(&self) -> Vec<String>;
+    fn warnings(&self) -> BoxFuture<'_, Vec<String>>;
 }
 
 /// Facts about the node at one moment.
@@ -155,7 +158,6 @@ pub struct SwarmFacts {
 // ---- cluster ------------------------------------------------------------------------------------------------
 
 /// Membership and the cluster's objects.
-#[async_trait]
 pub trait Cluster: Send + Sync + 'static {
     /// The cluster's API. `None` when this node is no manager (or not yet, or not any more).
     fn control(&self) -> Option<Arc<Control>>;
@@ -164,13 +166,13 @@ pub trait Cluster: Send + Sync + 'static {
     fn mark(&self, _extensions: &mut tonic::Extensions) {}
 
     /// Makes a new swarm with this node as its only manager; answers with the node's id.
-    async fn init(&self, request: Init) -> Result<String, Failure>;
+    fn init(&self, request: Init) -> BoxFuture<'_, Result<String, Failure>>;
 
     /// Joins a swarm; returns when the node is a member or can't be.
-    async fn join(&self, request: Join) -> Result<(), Failure>;
+    fn join(&self, request: Join) -> BoxFuture<'_, Result<(), Failure>>;
 
     /// Leaves; a manager only when `force` is given.
-    async fn leave(&self, force: bool) -> Result<(), Failure>;
+    fn leave(&self, force: bool) -> BoxFuture<'_, Result<(), Failure>>;
 }
 
 /// Addresses of a node that takes part in a swarm. Empty: the daemon's settings, or found out.
@@ -222,22 +224,21 @@ pub struct Join {
 pub type Upload = BoxStream<Result<Bytes, std::io::Error>>;
 
 /// The node's image store. Names are references, ids or prefixes of ids; the store resolves them.
-#[async_trait]
 pub trait Images: Send + Sync + 'static {
     /// Every image.
-    async fn list(&self) -> Result<Vec<Image>, Failure>;
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Image>, Failure>>;
     /// One image.
-    async fn inspect(&self, name: &str) -> Result<Image, Failure>;
+    fn inspect<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Image, Failure>>;
     /// Reads an archive of images; answers with what it held, each a reference or, without one, an id.
-    async fn load(&self, archive: Upload) -> Result<Vec<String>, Failure>;
+    fn load(&self, archive: Upload) -> BoxFuture<'_, Result<Vec<String>, Failure>>;
     /// Makes an image of a root file system; answers with its id.
-    async fn import(&self, root: Upload, request: Import) -> Result<String, Failure>;
+    fn import(&self, root: Upload, request: Import) -> BoxFuture<'_, Result<String, Failure>>;
     /// Writes images as an archive that `load` reads.
-    async fn save(&self, names: Vec<String>) -> Result<Upload, Failure>;
+    fn save(&self, names: Vec<String>) -> BoxFuture<'_, Result<Upload, Failure>>;
     /// Gives an image one more name.
-    async fn tag(&self, name: &str, reference: &str) -> Result<(), Failure>;
+    fn tag<'a>(&'a self, name: &'a str, reference: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
     /// Removes a name and, with the last one, the image.
-    async fn remove(&self, name: &str, force: bool) -> Result<Vec<Removed>, Failure>;
+    fn remove<'a>(&'a self, name: &'a str, force: bool) -> BoxFuture<'a, Result<Vec<Removed>, Failure>>;
 }
 
 /// How an imported root file system becomes an image.
@@ -326,16 +327,19 @@ pub struct ImageHistory {
 // ---- containers ---------------------------------------------------------------------------------------------
 
 /// The node's containers. `name` is an id, an unambiguous prefix of one, or a name.
-#[async_trait]
 pub trait Containers: Send + Sync + 'static {
     /// All of them, also those that ended and are still kept.
-    async fn list(&self) -> Result<Vec<Container>, Failure>;
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Container>, Failure>>;
     /// One of them.
-    async fn inspect(&self, name: &str) -> Result<Container, Failure>;
+    fn inspect<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Container, Failure>>;
     /// Its output. The batches' `task_id` and `node_id` don't matter here.
-    async fn logs(&self, name: &str, options: LogOptions) -> Result<BoxStream<Result<LogBatch, Failure>>, Failure>;
+    fn logs<'a>(
+        &'a self,
+        name: &'a str,
+        options: LogOptions,
+    ) -> BoxFuture<'a, Result<BoxStream<Result<LogBatch, Failure>>, Failure>>;
     /// What it uses at this moment; `None` when it does not run.
-    async fn stats(&self, name: &str) -> Result<Option<Stats>, Failure>;
+    fn stats<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Stats>, Failure>>;
 }
 
 /// Where a container is in its life.
@@ -444,15 +448,14 @@ pub struct Stats {
 // ---- logs and events ----------------------------------------------------------------------------------------
 
 /// Logs of tasks anywhere in the cluster.
-#[async_trait]
 pub trait TaskLogs: Send + Sync + 'static {
     /// Output of the given tasks. The stream ends when all of them have nothing more to say (with `follow`: when they
     /// are gone). A task whose log can't be had shows up in [`LogBatch::failures`].
-    async fn task_logs(
+    fn task_logs(
         &self,
         task_ids: Vec<String>,
         options: LogOptions,
-    ) -> Result<BoxStream<Result<LogBatch, Failure>>, Failure>;
+    ) -> BoxFuture<'_, Result<BoxStream<Result<LogBatch, Failure>>, Failure>>;
 }
 
 /// The node's memory of what happened; [`super::EventHub`] is one.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
+use futures::future::BoxFuture;
 
 use crate::api::backend::{Cluster, Control, Failure, Init, Join};
 use crate::node::Node;
@@ -10,7 +10,6 @@ use crate::node::Node;
 /// Membership as the API wants it.
 pub(crate) struct ClusterFacility(pub(crate) Arc<Node>);
 
-#[async_trait]
 impl Cluster for ClusterFacility {
     fn control(&self) -> Option<Arc<Control>> {
         self.0.manager().map(|manager| Arc::new(manager.control().clone()) as Arc<Control>)
@@ -20,16 +19,16 @@ impl Cluster for ClusterFacility {
         extensions.insert(skep_manager::control::InProcess);
     }
 
-    async fn init(&self, request: Init) -> Result<String, Failure> {
-        self.0.to_the_end(Arc::clone(&self.0).init(request)).await
+    fn init(&self, request: Init) -> BoxFuture<'_, Result<String, Failure>> {
+        Box::pin(self.0.to_the_end(Arc::clone(&self.0).init(request)))
     }
 
-    async fn join(&self, request: Join) -> Result<(), Failure> {
-        self.0.to_the_end(Arc::clone(&self.0).join(request)).await
+    fn join(&self, request: Join) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(self.0.to_the_end(Arc::clone(&self.0).join(request)))
     }
 
-    async fn leave(&self, force: bool) -> Result<(), Failure> {
+    fn leave(&self, force: bool) -> BoxFuture<'_, Result<(), Failure>> {
         let node = Arc::clone(&self.0);
-        self.0.to_the_end(async move { node.leave(force).await }).await
+        Box::pin(self.0.to_the_end(async move { node.leave(force).await }))
     }
 }

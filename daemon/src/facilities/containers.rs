@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
+use futures::future::BoxFuture;
 use skep_proto::v1::{LogBatch, LogOptions, PublishMode, TaskAssignment, TaskState, TaskStatus};
 use skep_runtime::{Runtime, State};
 use skep_worker::container::IMAGE_LABEL;
@@ -17,45 +17,54 @@ pub(crate) struct ContainersFacility {
     pub(crate) runtime: Arc<Runtime>,
 }
 
-#[async_trait]
 impl Containers for ContainersFacility {
-    async fn list(&self) -> Result<Vec<Container>, Failure> {
-        let mut all = Vec::new();
-        for (task, status) in self.node.local_tasks() {
-            if let Some(container) = self.describe(&task, status.as_ref()).await {
-                all.push(container);
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Container>, Failure>> {
+        Box::pin(async move {
+            let mut all = Vec::new();
+            for (task, status) in self.node.local_tasks() {
+                if let Some(container) = self.describe(&task, status.as_ref()).await {
+                    all.push(container);
+                }
             }
-        }
-        Ok(all)
+            Ok(all)
+        })
     }
 
-    async fn inspect(&self, name: &str) -> Result<Container, Failure> {
-        self.find(name).await.map(|(_, container)| container)
+    fn inspect<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Container, Failure>> {
+        Box::pin(async move { self.find(name).await.map(|(_, container)| container) })
     }
 
-    async fn logs(&self, name: &str, options: LogOptions) -> Result<BoxStream<Result<LogBatch, Failure>>, Failure> {
-        let (task_id, _) = self.find(name).await?;
-        let lines = self.node.local_log(&task_id, &options).map_err(Failure::Internal)?;
-        Ok(Box::pin(lines.map(|line| match line {
-            Ok(line) => Ok(LogBatch { lines: vec![line], ..LogBatch::default() }),
-            Err(message) => Err(Failure::Internal(message)),
-        })))
+    fn logs<'a>(
+        &'a self,
+        name: &'a str,
+        options: LogOptions,
+    ) -> BoxFuture<'a, Result<BoxStream<Result<LogBatch, Failure>>, Failure>> {
+        Box::pin(async move {
+            let (task_id, _) = self.find(name).await?;
+            let lines = self.node.local_log(&task_id, &options).map_err(Failure::Internal)?;
+            Ok(Box::pin(lines.map(|line| match line {
+                Ok(line) => Ok(LogBatch { lines: vec![line], ..LogBatch::default() }),
+                Err(message) => Err(Failure::Internal(message)),
+            })) as _)
+        })
     }
 
-    async fn stats(&self, name: &str) -> Result<Option<Stats>, Failure> {
-        let (_, container) = self.find(name).await?;
-        if container.state != ContainerState::Running {
-            return Ok(None);
-        }
-        let used = self.runtime.stats(&container.id).await.map_err(|e| Failure::Internal(e.to_string()))?;
-        Ok(Some(Stats {
-            cpu_ns: used.cpu_ns,
-            system_cpu_ns: system_cpu_ns(),
-            cpus: u32::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(1),
-            memory_bytes: used.memory_bytes,
-            memory_limit_bytes: used.memory_limit.unwrap_or_default(),
-            pids: used.pids,
-        }))
+    fn stats<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Stats>, Failure>> {
+        Box::pin(async move {
+            let (_, container) = self.find(name).await?;
+            if container.state != ContainerState::Running {
+                return Ok(None);
+            }
+            let used = self.runtime.stats(&container.id).await.map_err(|e| Failure::Internal(e.to_string()))?;
+            Ok(Some(Stats {
+                cpu_ns: used.cpu_ns,
+                system_cpu_ns: system_cpu_ns(),
+                cpus: u32::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(1),
+                memory_bytes: used.memory_bytes,
+                memory_limit_bytes: used.memory_limit.unwrap_or_default(),
+                pids: used.pids,
+            }))
+        })
     }
 }
 

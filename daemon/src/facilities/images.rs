@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use skep_image::{Limits, Store};
 use skep_worker::container::IMAGE_LABEL;
 use tokio::sync::mpsc;
@@ -41,83 +41,94 @@ impl ImagesFacility {
     }
 }
 
-#[async_trait]
 impl Images for ImagesFacility {
-    async fn list(&self) -> Result<Vec<Image>, Failure> {
-        Ok(self.blocking(Store::list).await?.into_iter().map(shown).collect())
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Image>, Failure>> {
+        Box::pin(async move { Ok(self.blocking(Store::list).await?.into_iter().map(shown).collect()) })
     }
 
-    async fn inspect(&self, name: &str) -> Result<Image, Failure> {
-        let name = name.to_owned();
-        self.blocking(move |store| store.resolve(&name)).await.map(shown)
+    fn inspect<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Image, Failure>> {
+        Box::pin(async move {
+            let name = name.to_owned();
+            self.blocking(move |store| store.resolve(&name)).await.map(shown)
+        })
     }
 
-    async fn load(&self, archive: Upload) -> Result<Vec<String>, Failure> {
-        let reader = pipe(archive);
-        let loaded = self.blocking(move |store| store.load(reader, &Limits::default())).await?;
-        for image in &loaded {
-            self.events.publish(of_image("load", &image.id, image.references.first().unwrap_or(&image.id)));
-        }
-        Ok(loaded
-            .into_iter()
-            .flat_map(|image| if image.references.is_empty() { vec![image.id] } else { image.references })
-            .collect())
-    }
-
-    async fn import(&self, root: Upload, request: Import) -> Result<String, Failure> {
-        let reader = pipe(root);
-        let loaded = self
-            .blocking(move |store| {
-                let reference = (!request.reference.is_empty()).then_some(request.reference.as_str());
-                store.import(reader, reference, &request.changes, &Limits::default())
-            })
-            .await?;
-        self.events.publish(of_image("import", &loaded.id, loaded.references.first().unwrap_or(&loaded.id)));
-        Ok(loaded.id)
-    }
-
-    async fn save(&self, names: Vec<String>) -> Result<Upload, Failure> {
-        for name in &names {
-            self.inspect(name).await?;
-        }
-        let (chunks, stream) = mpsc::channel(PIPE);
-        let store = Arc::clone(&self.store);
-        // Owned by the stream: when its reader goes, the next write fails and the task ends.
-        tokio::task::spawn_blocking(move || {
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            let writer = io::BufWriter::with_capacity(64 * 1024, ChunkWriter(chunks.clone()));
-            if let Err(error) = store.save(&names, writer) {
-                let _ = chunks.blocking_send(Err(io::Error::other(error.to_string())));
+    fn load(&self, archive: Upload) -> BoxFuture<'_, Result<Vec<String>, Failure>> {
+        Box::pin(async move {
+            let reader = pipe(archive);
+            let loaded = self.blocking(move |store| store.load(reader, &Limits::default())).await?;
+            for image in &loaded {
+                self.events.publish(of_image("load", &image.id, image.references.first().unwrap_or(&image.id)));
             }
-        });
-        Ok(Box::pin(ReceiverStream::new(stream)))
+            Ok(loaded
+                .into_iter()
+                .flat_map(|image| if image.references.is_empty() { vec![image.id] } else { image.references })
+                .collect())
+        })
     }
 
-    async fn tag(&self, name: &str, reference: &str) -> Result<(), Failure> {
-        let (name, tagged) = (name.to_owned(), reference.to_owned());
-        self.blocking(move |store| store.tag(&name, &tagged)).await?;
-        let image = self.inspect(reference).await?;
-        self.events.publish(of_image("tag", &image.id, reference));
-        Ok(())
+    fn import(&self, root: Upload, request: Import) -> BoxFuture<'_, Result<String, Failure>> {
+        Box::pin(async move {
+            let reader = pipe(root);
+            let loaded = self
+                .blocking(move |store| {
+                    let reference = (!request.reference.is_empty()).then_some(request.reference.as_str());
+                    store.import(reader, reference, &request.changes, &Limits::default())
+                })
+                .await?;
+            self.events.publish(of_image("import", &loaded.id, loaded.references.first().unwrap_or(&loaded.id)));
+            Ok(loaded.id)
+        })
     }
 
-    async fn remove(&self, name: &str, force: bool) -> Result<Vec<Removed>, Failure> {
-        let (name, in_use) = (name.to_owned(), self.images_in_use().await?);
-        let image = self.inspect(&name).await?;
-        let removed = self.blocking(move |store| store.remove(&name, force, &in_use)).await?;
-        for removed in &removed {
-            self.events.publish(match removed {
-                skep_image::Removed::Untagged(reference) => of_image("untag", &image.id, reference),
-                skep_image::Removed::Deleted(id) => of_image("delete", id, id),
+    fn save(&self, names: Vec<String>) -> BoxFuture<'_, Result<Upload, Failure>> {
+        Box::pin(async move {
+            for name in &names {
+                self.inspect(name).await?;
+            }
+            let (chunks, stream) = mpsc::channel(PIPE);
+            let store = Arc::clone(&self.store);
+            // Owned by the stream: when its reader goes, the next write fails and the task ends.
+            tokio::task::spawn_blocking(move || {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                let writer = io::BufWriter::with_capacity(64 * 1024, ChunkWriter(chunks.clone()));
+                if let Err(error) = store.save(&names, writer) {
+                    let _ = chunks.blocking_send(Err(io::Error::other(error.to_string())));
+                }
             });
-        }
-        Ok(removed
-            .into_iter()
-            .map(|removed| match removed {
-                skep_image::Removed::Untagged(reference) => Removed::Untagged(reference),
-                skep_image::Removed::Deleted(id) => Removed::Deleted(id),
-            })
-            .collect())
+            Ok(Box::pin(ReceiverStream::new(stream)) as _)
+        })
+    }
+
+    fn tag<'a>(&'a self, name: &'a str, reference: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let (name, tagged) = (name.to_owned(), reference.to_owned());
+            self.blocking(move |store| store.tag(&name, &tagged)).await?;
+            let image = self.inspect(reference).await?;
+            self.events.publish(of_image("tag", &image.id, reference));
+            Ok(())
+        })
+    }
+
+    fn remove<'a>(&'a self, name: &'a str, force: bool) -> BoxFuture<'a, Result<Vec<Removed>, Failure>> {
+        Box::pin(async move {
+            let (name, in_use) = (name.to_owned(), self.images_in_use().await?);
+            let image = self.inspect(&name).await?;
+            let removed = self.blocking(move |store| store.remove(&name, force, &in_use)).await?;
+            for removed in &removed {
+                self.events.publish(match removed {
+                    skep_image::Removed::Untagged(reference) => of_image("untag", &image.id, reference),
+                    skep_image::Removed::Deleted(id) => of_image("delete", id, id),
+                });
+            }
+            Ok(removed
+                .into_iter()
+                .map(|removed| match removed {
+                    skep_image::Removed::Untagged(reference) => Removed::Untagged(reference),
+                    skep_image::Removed::Deleted(id) => Removed::Deleted(id),
+                })
+                .collect())
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
+use futures::future::BoxFuture;
 use skep_proto::v1::{LogBatch, LogOptions};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -13,16 +13,17 @@ use crate::node::Node;
 /// Logs as the API wants them.
 pub(crate) struct LogsFacility(pub(crate) Arc<Node>);
 
-#[async_trait]
 impl TaskLogs for LogsFacility {
-    async fn task_logs(
+    fn task_logs(
         &self,
         task_ids: Vec<String>,
         options: LogOptions,
-    ) -> Result<BoxStream<Result<LogBatch, Failure>>, Failure> {
-        let manager =
-            self.0.manager().ok_or_else(|| Failure::Unavailable("this node is not a swarm manager".to_owned()))?;
-        let batches = manager.task_logs(task_ids, options);
-        Ok(Box::pin(ReceiverStream::new(batches).map(Ok)))
+    ) -> BoxFuture<'_, Result<BoxStream<Result<LogBatch, Failure>>, Failure>> {
+        Box::pin(async move {
+            let manager =
+                self.0.manager().ok_or_else(|| Failure::Unavailable("this node is not a swarm manager".to_owned()))?;
+            let batches = manager.task_logs(task_ids, options);
+            Ok(Box::pin(ReceiverStream::new(batches).map(Ok)) as _)
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! The node itself, its containers and what they print.
 
-use async_trait::async_trait;
+use futures::future::BoxFuture;
 use skep_daemon::api::backend::*;
 use skep_proto::v1;
 
@@ -32,32 +32,33 @@ impl Fake {
     }
 }
 
-#[async_trait]
 impl NodeInfo for Fake {
-    async fn facts(&self) -> NodeFacts {
-        NodeFacts {
-            engine_id: "fake-engine".to_owned(),
-            hostname: "fake".to_owned(),
-            version: "0.1.0".to_owned(),
-            kernel: "6.18.0".to_owned(),
-            operating_system: "Debian GNU/Linux 12 (bookworm)".to_owned(),
-            architecture: "x86_64".to_owned(),
-            resources: v1::Resources { nano_cpus: 2 * SECOND, memory_bytes: 1 << 30 },
-            data_dir: "/var/lib/skep".to_owned(),
-            cgroup_version: 2,
-            started_ns: now_ns(),
-            gateway: Some(GatewayFacts {
-                name: "skep_gwbridge".to_owned(),
-                subnet: "172.18.0.0/16".to_owned(),
-                gateway: "172.18.0.1".to_owned(),
-            }),
-            swarm: self.state().swarm.clone(),
-            ..NodeFacts::default()
-        }
+    fn facts(&self) -> BoxFuture<'_, NodeFacts> {
+        Box::pin(async move {
+            NodeFacts {
+                engine_id: "fake-engine".to_owned(),
+                hostname: "fake".to_owned(),
+                version: "0.1.0".to_owned(),
+                kernel: "6.18.0".to_owned(),
+                operating_system: "Debian GNU/Linux 12 (bookworm)".to_owned(),
+                architecture: "x86_64".to_owned(),
+                resources: v1::Resources { nano_cpus: 2 * SECOND, memory_bytes: 1 << 30 },
+                data_dir: "/var/lib/skep".to_owned(),
+                cgroup_version: 2,
+                started_ns: now_ns(),
+                gateway: Some(GatewayFacts {
+                    name: "skep_gwbridge".to_owned(),
+                    subnet: "172.18.0.0/16".to_owned(),
+                    gateway: "172.18.0.1".to_owned(),
+                }),
+                swarm: self.state().swarm.clone(),
+                ..NodeFacts::default()
+            }
+        })
     }
 
-    async fn warnings(&self) -> Vec<String> {
-        vec!["port 80/tcp is in use".to_owned()]
+    fn warnings(&self) -> BoxFuture<'_, Vec<String>> {
+        Box::pin(async move { vec!["port 80/tcp is in use".to_owned()] })
     }
 }
 
@@ -72,35 +73,43 @@ fn two_lines(task_id: &str, node_id: &str) -> v1::LogBatch {
     v1::LogBatch { lines: vec![line(false, "hello\n"), line(true, "trouble\n")], ..Default::default() }
 }
 
-#[async_trait]
 impl Containers for Fake {
-    async fn list(&self) -> Result<Vec<Container>, Failure> {
-        Ok(self.state().containers.clone())
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Container>, Failure>> {
+        Box::pin(async move { Ok(self.state().containers.clone()) })
     }
 
-    async fn inspect(&self, name: &str) -> Result<Container, Failure> {
-        let found = self.state().containers.iter().find(|c| c.id.starts_with(name) || c.name == name).cloned();
-        found.ok_or_else(|| Failure::NotFound(format!("No such container: {name}")))
+    fn inspect<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Container, Failure>> {
+        Box::pin(async move {
+            let found = self.state().containers.iter().find(|c| c.id.starts_with(name) || c.name == name).cloned();
+            found.ok_or_else(|| Failure::NotFound(format!("No such container: {name}")))
+        })
     }
 
-    async fn logs(&self, _: &str, _: v1::LogOptions) -> Result<BoxStream<Result<v1::LogBatch, Failure>>, Failure> {
-        Ok(Box::pin(futures::stream::iter([Ok(two_lines("", ""))])))
+    fn logs<'a>(
+        &'a self,
+        _: &'a str,
+        _: v1::LogOptions,
+    ) -> BoxFuture<'a, Result<BoxStream<Result<v1::LogBatch, Failure>>, Failure>> {
+        Box::pin(async move { Ok(Box::pin(futures::stream::iter([Ok(two_lines("", ""))])) as _) })
     }
 
-    async fn stats(&self, _: &str) -> Result<Option<Stats>, Failure> {
-        Ok(Some(Stats { cpu_ns: 5, system_cpu_ns: 100, cpus: 2, memory_bytes: 1 << 20, ..Stats::default() }))
+    fn stats<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<Stats>, Failure>> {
+        Box::pin(async move {
+            Ok(Some(Stats { cpu_ns: 5, system_cpu_ns: 100, cpus: 2, memory_bytes: 1 << 20, ..Stats::default() }))
+        })
     }
 }
 
-#[async_trait]
 impl TaskLogs for Fake {
-    async fn task_logs(
+    fn task_logs(
         &self,
         task_ids: Vec<String>,
         _: v1::LogOptions,
-    ) -> Result<BoxStream<Result<v1::LogBatch, Failure>>, Failure> {
-        let node = self.state().swarm.node_id.clone();
-        let batches: Vec<_> = task_ids.iter().map(|id| Ok(two_lines(id, &node))).collect();
-        Ok(Box::pin(futures::stream::iter(batches)))
+    ) -> BoxFuture<'_, Result<BoxStream<Result<v1::LogBatch, Failure>>, Failure>> {
+        Box::pin(async move {
+            let node = self.state().swarm.node_id.clone();
+            let batches: Vec<_> = task_ids.iter().map(|id| Ok(two_lines(id, &node))).collect();
+            Ok(Box::pin(futures::stream::iter(batches)) as _)
+        })
     }
 }

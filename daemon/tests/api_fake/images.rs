@@ -1,7 +1,7 @@
 //! The node's images.
 
-use async_trait::async_trait;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use skep_daemon::api::backend::*;
 
 use super::{Fake, now_ns};
@@ -30,63 +30,74 @@ impl Fake {
     }
 }
 
-#[async_trait]
 impl Images for Fake {
-    async fn list(&self) -> Result<Vec<Image>, Failure> {
-        Ok(self.state().images.clone())
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Image>, Failure>> {
+        Box::pin(async move { Ok(self.state().images.clone()) })
     }
 
-    async fn inspect(&self, name: &str) -> Result<Image, Failure> {
-        let state = self.state();
-        let short = |image: &&Image| {
-            image.id == name
-                || image.id.trim_start_matches("sha256:").starts_with(name)
-                || image.references.iter().any(|r| r == name || r.trim_end_matches(":latest") == name)
-        };
-        let found = state.images.iter().find(short).cloned();
-        found.ok_or_else(|| Failure::NotFound(format!("No such image: {name}")))
+    fn inspect<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Image, Failure>> {
+        Box::pin(async move {
+            let state = self.state();
+            let short = |image: &&Image| {
+                image.id == name
+                    || image.id.trim_start_matches("sha256:").starts_with(name)
+                    || image.references.iter().any(|r| r == name || r.trim_end_matches(":latest") == name)
+            };
+            let found = state.images.iter().find(short).cloned();
+            found.ok_or_else(|| Failure::NotFound(format!("No such image: {name}")))
+        })
     }
 
-    async fn load(&self, mut archive: Upload) -> Result<Vec<String>, Failure> {
-        let mut size = 0;
-        while let Some(piece) = archive.next().await {
-            size += piece.map_err(|e| Failure::Invalid(format!("the archive is truncated: {e}")))?.len();
-        }
-        if size == 0 {
-            return Err(Failure::Invalid("the archive is empty".to_owned()));
-        }
-        self.add_image("loaded:latest");
-        Ok(vec!["loaded:latest".to_owned()])
+    fn load(&self, mut archive: Upload) -> BoxFuture<'_, Result<Vec<String>, Failure>> {
+        Box::pin(async move {
+            let mut size = 0;
+            while let Some(piece) = archive.next().await {
+                size += piece.map_err(|e| Failure::Invalid(format!("the archive is truncated: {e}")))?.len();
+            }
+            if size == 0 {
+                return Err(Failure::Invalid("the archive is empty".to_owned()));
+            }
+            self.add_image("loaded:latest");
+            Ok(vec!["loaded:latest".to_owned()])
+        })
     }
 
-    async fn import(&self, root: Upload, request: Import) -> Result<String, Failure> {
-        root.for_each(|_| std::future::ready(())).await;
-        self.add_image(&request.reference);
-        Ok(self.inspect_last())
+    fn import(&self, root: Upload, request: Import) -> BoxFuture<'_, Result<String, Failure>> {
+        Box::pin(async move {
+            root.for_each(|_| std::future::ready(())).await;
+            self.add_image(&request.reference);
+            Ok(self.inspect_last())
+        })
     }
 
-    async fn save(&self, names: Vec<String>) -> Result<Upload, Failure> {
-        for name in &names {
-            Images::inspect(self, name).await?;
-        }
-        let pieces = names.into_iter().map(|name| Ok(bytes::Bytes::from(name)));
-        Ok(Box::pin(futures::stream::iter(pieces.collect::<Vec<_>>())))
+    fn save(&self, names: Vec<String>) -> BoxFuture<'_, Result<Upload, Failure>> {
+        Box::pin(async move {
+            for name in &names {
+                Images::inspect(self, name).await?;
+            }
+            let pieces = names.into_iter().map(|name| Ok(bytes::Bytes::from(name)));
+            Ok(Box::pin(futures::stream::iter(pieces.collect::<Vec<_>>())) as _)
+        })
     }
 
-    async fn tag(&self, name: &str, reference: &str) -> Result<(), Failure> {
-        let image = Images::inspect(self, name).await?;
-        let mut state = self.state();
-        for found in state.images.iter_mut().filter(|i| i.id == image.id) {
-            found.references.push(reference.to_owned());
-        }
-        Ok(())
+    fn tag<'a>(&'a self, name: &'a str, reference: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            let image = Images::inspect(self, name).await?;
+            let mut state = self.state();
+            for found in state.images.iter_mut().filter(|i| i.id == image.id) {
+                found.references.push(reference.to_owned());
+            }
+            Ok(())
+        })
     }
 
-    async fn remove(&self, name: &str, _: bool) -> Result<Vec<Removed>, Failure> {
-        let image = Images::inspect(self, name).await?;
-        self.state().images.retain(|i| i.id != image.id);
-        let mut removed: Vec<Removed> = image.references.into_iter().map(Removed::Untagged).collect();
-        removed.push(Removed::Deleted(image.id));
-        Ok(removed)
+    fn remove<'a>(&'a self, name: &'a str, _: bool) -> BoxFuture<'a, Result<Vec<Removed>, Failure>> {
+        Box::pin(async move {
+            let image = Images::inspect(self, name).await?;
+            self.state().images.retain(|i| i.id != image.id);
+            let mut removed: Vec<Removed> = image.references.into_iter().map(Removed::Untagged).collect();
+            removed.push(Removed::Deleted(image.id));
+            Ok(removed)
+        })
     }
 }
