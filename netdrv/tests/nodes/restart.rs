@@ -1,7 +1,4 @@
 //! What a daemon's end and start must not disturb.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -9,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::*;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use skep_net_kernel::link::Handle;
 use skep_net_kernel::nft;
@@ -17,6 +13,8 @@ use skep_net_kernel::ns::Namespace;
 use skep_net_plan::Config as Names;
 use skep_net_testkit::{eventually, http_get};
 use skep_netdrv::{SandboxState, Subnet};
+
+use crate::common::*;
 
 fn generation(namespace: &Namespace) -> Result<u32> {
     Ok(nft::Socket::open(namespace)?.generation()?.id)

@@ -1,5 +1,4 @@
 //! A cluster of drivers on the testkit's underlay: two networks, one service `web`, tasks as real servers in sandboxes.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -53,7 +52,8 @@ pub struct Cluster {
     pub servers: BTreeMap<String, [Server; 2]>,
     pub generation: u64,
     pub topology: Topology,
-    dir: TempDir,
+    /// Goes when the cluster does.
+    _dir: TempDir,
 }
 
 impl Drop for Cluster {
@@ -117,7 +117,7 @@ impl Cluster {
             servers: BTreeMap::new(),
             generation: 0,
             topology,
-            dir,
+            _dir: dir,
         };
         for task in cluster.tasks.clone() {
             cluster.serve(&task).await?;

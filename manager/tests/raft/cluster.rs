@@ -1,15 +1,13 @@
 //! Three managers on loopback: replication, lost leaders, restarts, partitions, slow followers, changes of membership.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
-
-mod raft_support;
 
 use std::time::{Duration, Instant};
 
-use raft_support::{Cluster, SECOND, put, until};
 use skep_manager::raft::{Config, Error, Raft};
 use skep_proto::v1::raft_client::RaftClient;
 use skep_proto::v1::{RaftAppendRequest, RaftLogId, RaftReadIndexRequest, RaftVote, RaftVoteRequest};
 use tonic::Code;
+
+use crate::support::{self, Cluster, SECOND, put, until};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -114,7 +112,7 @@ async fn a_manager_that_was_away_gets_a_snapshot() {
     let away = cluster.follower().await;
     cluster.kill(away).await;
     let leader = cluster.leader().await;
-    let value = raft_support::noise(20_000);
+    let value = support::noise(20_000);
     for i in 0..300 {
         cluster.raft(leader).propose(put(&format!("k{i}"), &value), LONG).await.unwrap();
     }
@@ -135,7 +133,7 @@ async fn a_manager_that_was_away_gets_a_snapshot() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_grows_by_bytes_is_compacted_too() {
     let cluster = Cluster::with(1, |config| config.snapshot_bytes = 1 << 20).await;
-    let value = raft_support::noise(100_000);
+    let value = support::noise(100_000);
     for i in 0..20 {
         cluster.raft(1).propose(put(&format!("k{i}"), &value), LONG).await.unwrap();
     }

@@ -1,14 +1,12 @@
 //! The mesh between nodes: who is reached, and whose address they see.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
-
-mod common;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use common::*;
 use skep_net_testkit::{eventually, http_get, udp_ask};
+
+use crate::common::*;
 
 fn both(client: Ipv4Addr) -> Vec<String> {
     vec![format!("t1 {client}"), format!("t2 {client}")]

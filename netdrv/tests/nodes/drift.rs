@@ -1,17 +1,15 @@
 //! What an admin breaks is mended.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
-
-mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::*;
 use skep_net_kernel::link::Handle;
 use skep_net_kernel::nft;
 use skep_net_kernel::ns::Namespace;
 use skep_net_testkit::eventually;
+
+use crate::common::*;
 
 /// Everything works again, from everywhere.
 async fn healed(c: &Cluster, what: &str) -> Result<()> {

@@ -2,9 +2,6 @@
 //!
 //! The test starts itself again as the manager (an environment variable names the directory); the child prints each
 //! number once its write is acknowledged, and is killed at a random moment.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
-
-mod raft_support;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -12,9 +9,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use raft_support::{KEY, Map, SECOND, put};
 use skep_manager::raft::{Config, Dialer, Raft};
 use tonic::transport::Channel;
+
+use crate::support::{KEY, Map, SECOND, put};
 
 const DIR: &str = "SKEP_RAFT_KILL_DIR";
 const ROUNDS: u64 = 12;
@@ -76,7 +74,7 @@ async fn a_killed_manager_keeps_what_it_acknowledged() {
     let mut acknowledged = std::collections::BTreeSet::new();
     for round in 0..ROUNDS {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture", "--test-threads", "1"])
+            .args(["--exact", "kill::child", "--nocapture", "--test-threads", "1"])
             .env(DIR, dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

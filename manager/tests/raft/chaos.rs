@@ -1,11 +1,8 @@
 //! Random kills and partitions under load: no acknowledged write is lost, and all managers end up with the same state.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
-
-mod raft_support;
 
 use std::time::{Duration, Instant};
 
-use raft_support::{Cluster, SECOND, put, until};
+use crate::support::{Cluster, SECOND, put, until};
 
 /// A repeatable choice.
 struct Dice(u64);

@@ -1,5 +1,4 @@
 //! Managers in one process, each with its own directory, port and server; connections that can be cut.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read};

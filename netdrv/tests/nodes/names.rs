@@ -1,18 +1,16 @@
 //! The resolver inside a container: names of the cluster, names of the world, over UDP and TCP.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use common::*;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use skep_net_kernel::ns::Namespace;
+
+use crate::common::*;
 
 const RESOLVER: &str = "127.0.0.11:53";
 
