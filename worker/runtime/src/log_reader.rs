@@ -114,7 +114,7 @@ impl LogReader {
 
     /// The next line; `None` at the end. Can be dropped and called again without losing a line.
     ///
-    /// Files are read in small pieces on the calling thread: they are nearly always in memory.
+    /// Files are read in small pieces on the calling thread, once their beginning is found: they are nearly always in memory.
     pub async fn next(&mut self) -> Option<io::Result<LogLine>> {
         loop {
             if let Some(line) = self.queue.pop_front() {
@@ -125,7 +125,7 @@ impl LogReader {
             }
             // In this order: lines that were written before the end are found after it was seen.
             let ended = self.ended() || self.until.is_some_and(|until| Timestamp::now() > until);
-            match self.refill() {
+            match self.refill().await {
                 Ok(true) => continue,
                 Ok(false) if !self.follow || ended => self.done = true,
                 Ok(false) => self.pause().await,
@@ -143,12 +143,15 @@ impl LogReader {
     }
 
     /// Reads a piece; whether there was any.
-    fn refill(&mut self) -> io::Result<bool> {
+    async fn refill(&mut self) -> io::Result<bool> {
         if self.cursor.is_none() {
             if self.follow && self.watch.is_none() {
                 self.watch = watch(&self.dirs).ok();
             }
-            self.cursor = Cursor::open(&self.dirs, self.tail)?;
+            // Whoever wants the last lines has all of them counted: megabytes are too much for a thread that serves others.
+            let (dirs, tail) = (self.dirs.clone(), self.tail);
+            let opened = tokio::task::spawn_blocking(move || Cursor::open(&dirs, tail));
+            self.cursor = opened.await.map_err(io::Error::other)??;
         }
         let Some(cursor) = &mut self.cursor else { return Ok(false) };
         let mut records = Vec::new();
