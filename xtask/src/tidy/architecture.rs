@@ -1,4 +1,4 @@
-//! The map can't lie: every path that ARCHITECTURE.md names exists, and every crate is on it.
+//! The map can't lie: every path that ARCHITECTURE.md names or links to exists, and every crate is on it.
 
 use crate::world::World;
 
@@ -18,16 +18,26 @@ pub(super) fn check(world: &World) -> Vec<String> {
         }
     }
     for krate in &world.crates {
-        if !text.contains(krate.dir.as_str()) {
+        let on_map =
+            |path: &str| path == krate.dir || path.strip_prefix(&krate.dir).is_some_and(|p| p.starts_with('/'));
+        if !text.lines().flat_map(named).any(on_map) {
             wrong.push(format!("{MAP}: crate {} ({}) is not on the map", krate.name, krate.dir));
         }
     }
     wrong
 }
 
-/// What stands between backticks and is a path of the repository by its form: `a/b`, `a/`, `b.rs`.
+/// What is linked to, and what stands between backticks and is a path of the repository by its form: `a/b`, `a/`, `b.rs`.
 fn named(line: &str) -> impl Iterator<Item = &str> {
-    line.split('`').skip(1).step_by(2).filter(|text| is_path(text))
+    let quoted = line.split('`').skip(1).step_by(2).filter(|text| is_path(text));
+    quoted.chain(linked(line))
+}
+
+/// Targets of links, `[text](target)`, that are no addresses and no places in this file.
+fn linked(line: &str) -> impl Iterator<Item = &str> {
+    let targets = line.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    let files = targets.map(|target| target.split_once('#').map_or(target, |(file, _)| file));
+    files.filter(|file| !file.is_empty() && !file.contains("://"))
 }
 
 fn is_path(text: &str) -> bool {
@@ -44,6 +54,8 @@ mod tests {
 
     #[test]
     fn paths_are_told_from_other_words() {
+        let line = "[x](y/z) [`q/r.rs`](q/r.rs#top), not [here](#top) nor [there](https://example.org/x)";
+        assert_eq!(named(line).collect::<Vec<_>>(), ["q/r.rs", "y/z", "q/r.rs"]);
         let line = "`a/b.rs` and `lib.rs`, `a/`, not `fn(&View) -> X`, `2377/tcp`, `/etc/skep`, `skep daemon`, `.proto` nor `SWMTKN-1-x`";
         assert_eq!(named(line).collect::<Vec<_>>(), ["a/b.rs", "lib.rs", "a/"]);
     }
@@ -54,7 +66,12 @@ mod tests {
         let files = |map| [("ARCHITECTURE.md", map), ("manager/state/src/lib.rs", "//! x")];
         for (map, errors) in [
             ("`manager/state/` and `manager/state/src/lib.rs`", 0),
+            ("[manager/state](manager/state)", 0),
+            ("[the state](manager/state/src/lib.rs)", 0),
+            ("[the state](manager/state/src/gone.rs)", 1),
             ("`manager/state/src/gone.rs`", 1),
+            // Its name alone is no place on the map.
+            ("the crate in manager/state", 1),
             ("nothing", 1),
             ("`manager/plan`", 2),
         ] {
