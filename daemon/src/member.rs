@@ -418,7 +418,7 @@ fn known_managers(membership: &Membership, role: Role) -> Vec<String> {
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address)
         .await
-        .with_context(|| format!("{address} can't be listened on; is another manager or Docker's swarm using it?"))
+        .with_context(|| format!("{address} can't be listened on; is another manager or Docker's swarm using it? --listen-addr chooses another"))
 }
 
 async fn start_manager(

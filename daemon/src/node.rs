@@ -197,11 +197,11 @@ impl Node {
             return Err(Failure::Invalid("give the address of a manager to join".to_owned()));
         }
         let remotes: Vec<String> = request.remotes.iter().map(|r| addresses::with_port(r)).collect();
+        // Before the certificate: whoever has one is a member, and a manager that can't listen would be listed for ever. A
+        // worker gives the port back; it may be promoted one day, so it too is told that the port is taken.
+        let listener = member::listen(addresses.listen).await.map_err(internal)?;
         let identity = self.identity_from(&remotes, &request).await?;
-        let listener = match identity.subject.role {
-            Role::Manager => Some(member::listen(addresses.listen).await.map_err(internal)?),
-            Role::Worker => None,
-        };
+        let listener = (identity.subject.role == Role::Manager).then_some(listener);
         let membership = self.new_membership(addresses, membership::new_raft_id(), remotes);
         self.enter_new(identity, membership, listener, Beginning::Join).await.map_err(internal)
     }

@@ -21,6 +21,9 @@ const ISSUE_DEADLINE: Duration = Duration::from_secs(20);
 /// The wall clock may jump (suspend, NTP): it is looked at again this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
+/// Shortest pause after a success. A clock that is far ahead makes every new certificate look due.
+const REST: Duration = Duration::from_secs(1);
+
 /// First and longest pause after a failure.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
@@ -56,6 +59,7 @@ async fn run(
     let mut fraction = rand::rng().random_range(0.5..0.8);
     let mut failures = 0_u32;
     let mut urgent = false;
+    let mut rest = Duration::ZERO;
     loop {
         let now = holder.clock().now();
         let due = holder.current().renewal_at(fraction);
@@ -63,7 +67,8 @@ async fn run(
         let pause = match due.duration_since(now) {
             _ if failures > 0 => back_off(failures, rand::rng().random_range(0.5..1.0)),
             Ok(left) if !urgent && valid => left.min(LOOK_AGAIN),
-            _ => Duration::ZERO,
+            _ if urgent => Duration::ZERO,
+            _ => rest,
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -84,6 +89,7 @@ async fn run(
                 let until = super::clock::text(identity.not_after);
                 tracing::info!(node.id = identity.subject.node_id, role, until, "certificate renewed");
                 (failures, urgent) = (0, false);
+                rest = after_renewal(identity.not_after, holder.clock().now());
                 fraction = rand::rng().random_range(0.5..0.8);
             }
             Err(error) => {
@@ -102,6 +108,12 @@ fn report(holder: &Holder, error: &Failure, now: SystemTime) {
     } else {
         tracing::warn!(node.id = id, until, error = %error, "certificate not renewed yet");
     }
+}
+
+/// The pause after a success, should the new certificate be due already: half of what is left of it, for it must not end
+/// meanwhile.
+fn after_renewal(not_after: SystemTime, now: SystemTime) -> Duration {
+    (not_after.duration_since(now).unwrap_or_default() / 2).max(REST)
 }
 
 /// The pause after so many failures in a row; `spread` in 0.5..1 keeps nodes apart.

@@ -60,6 +60,30 @@ async fn a_connection_does_not_outlive_its_certificate() {
     assert!(status.message().contains("expired since it connected"), "{status:?}");
 }
 
+/// By this node's clock every certificate is due for renewal as soon as it is made.
+#[tokio::test]
+async fn a_clock_that_is_ahead_makes_no_storm_of_renewals() {
+    let life = Duration::from_secs(600);
+    let manager = Manager::start(State::found(life)).await;
+    let clock = shifted(life.mul_f64(0.9), true);
+    let joined = manager.join(&manager.state.tokens().worker, &clock).await.unwrap();
+    let node = manager.node(joined, clock);
+    let stop = CancellationToken::new();
+    let address = manager.address.clone();
+    let renewing = tokio::spawn(renew(node.clone(), move || vec![address.clone()], || None, stop.clone()));
+    let first = node.current().chain_pem.clone();
+    soon("the first renewal", || node.current().chain_pem != first).await;
+    let renewed = node.current().chain_pem.clone();
+    let again = async {
+        while node.current().chain_pem == renewed {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(2), again).await.is_err(), "a second renewal within 2 s");
+    stop.cancel();
+    renewing.await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn renewal_serves_new_handshakes_and_leaves_connections_alone() {
     let manager = Manager::start(State::found(Duration::from_secs(4))).await;
