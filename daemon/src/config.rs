@@ -108,6 +108,26 @@ pub struct Config {
     pub labels: Vec<String>,
 }
 
+impl Config {
+    /// The settings that differ and that a running daemon can't change, by the names they have in the file.
+    pub(crate) fn fixed_differences(&self, other: &Self) -> Vec<&'static str> {
+        let differs = [
+            ("data-dir", self.data_dir != other.data_dir),
+            ("run-dir", self.run_dir != other.run_dir),
+            ("hosts", self.sockets != other.sockets),
+            ("listen-addr", self.listen_addr != other.listen_addr),
+            ("advertise-addr", self.advertise_addr != other.advertise_addr),
+            ("data-path-addr", self.data_path_addr != other.data_path_addr),
+            ("data-path-port", self.data_path_port != other.data_path_port),
+            ("cgroup-parent", self.cgroup_parent != other.cgroup_parent),
+            ("gateway-subnet", self.gateway_subnet != other.gateway_subnet),
+            ("log-format", self.log_format != other.log_format),
+            ("labels", self.labels != other.labels),
+        ];
+        differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+    }
+}
+
 /// Why the settings can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -256,6 +276,33 @@ mod tests {
         config.labels.clone_from(&default.labels);
         assert_eq!(std::mem::take(&mut config.data_path_port), 4789);
         assert_eq!(config, default);
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_running_daemon_can_not_change_is_named() -> Result<(), Box<dyn std::error::Error>> {
+        let now = merge(&Options::default(), File::default())?;
+        let set = include_str!("../../docs/skep.toml")
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|l| l.starts_with(|c: char| c.is_ascii_lowercase())))
+            .filter_map(|line| line.split_once(" = ").map(|(key, _)| key));
+        for key in set {
+            let value = match key {
+                "data-path-port" => "5000",
+                "log-format" => "'json'",
+                "hosts" => "['unix:///x']",
+                "labels" => "['a=b']",
+                _ => "'/other'",
+            };
+            let other = merge(&Options::default(), toml::from_str(&format!("{key} = {value}"))?)?;
+            let expected: &[&str] = match key {
+                "log-level" => &[],
+                // The socket is there unless it is set.
+                "run-dir" => &["run-dir", "hosts"],
+                key => &[key],
+            };
+            assert_eq!(now.fixed_differences(&other), expected, "{key}");
+        }
         Ok(())
     }
 

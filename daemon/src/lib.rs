@@ -56,6 +56,7 @@ async fn serve(config: Config, options: Options, level: logging::Level) -> Resul
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hup = signal(SignalKind::hangup())?;
     let sockets = config.sockets.clone();
+    let reload = Reload { options, running: config.clone(), level };
     let events = EventHub::new();
     let node = Node::open(config, Arc::new(facilities::EventsFacility(Arc::clone(&events))))?;
     let (stop, servers) = (CancellationToken::new(), TaskTracker::new());
@@ -70,10 +71,16 @@ async fn serve(config: Config, options: Options, level: logging::Level) -> Resul
         });
     }
     servers.spawn(api::follow_cluster(api));
-    node.resume().await;
-    tracing::info!(version = VERSION, "daemon ready");
-    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
-    wait(&mut term, &mut int, &mut hup, &options, &level).await;
+    let begun = tokio::select! {
+        () = node.resume() => true,
+        _ = term.recv() => false,
+        _ = int.recv() => false,
+    };
+    if begun {
+        tracing::info!(version = VERSION, "daemon ready");
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+        wait(&mut term, &mut int, &mut hup, &reload).await;
+    }
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping; containers run on");
     let orderly = async {
@@ -94,19 +101,44 @@ async fn serve(config: Config, options: Options, level: logging::Level) -> Resul
     Ok(())
 }
 
-/// Returns at the signal to stop; takes a new log level at every SIGHUP before it.
-async fn wait(term: &mut Signal, int: &mut Signal, hup: &mut Signal, options: &Options, level: &logging::Level) {
+/// What reading the settings again needs.
+struct Reload {
+    options: Options,
+    /// What the daemon was started with.
+    running: Config,
+    level: logging::Level,
+}
+
+impl Reload {
+    /// Reads the settings again. The log level is taken from them at once; what else differs is said to need a restart.
+    fn reload(&self) {
+        let read = config::load(&self.options).map_err(anyhow::Error::from).and_then(|config| {
+            self.level.set(&config.log_level)?;
+            Ok(config)
+        });
+        match read {
+            Ok(config) => {
+                tracing::info!(level = config.log_level, "settings read again; the log level is in force");
+                let waiting = self.running.fixed_differences(&config);
+                if !waiting.is_empty() {
+                    tracing::warn!(
+                        settings = waiting.join(", "),
+                        "these settings are in force once the daemon is restarted"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "settings can't be read again; nothing changed"),
+        }
+    }
+}
+
+/// Returns at the signal to stop; reads the settings again at every SIGHUP before it.
+async fn wait(term: &mut Signal, int: &mut Signal, hup: &mut Signal, reload: &Reload) {
     loop {
         tokio::select! {
             _ = term.recv() => return,
             _ = int.recv() => return,
-            _ = hup.recv() => match config::load(options).map_err(anyhow::Error::from).and_then(|c| {
-                level.set(&c.log_level)?;
-                Ok(c.log_level)
-            }) {
-                Ok(filter) => tracing::info!(level = filter, "settings read again; the log level is in force"),
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "settings can't be read again; nothing changed"),
-            },
+            _ = hup.recv() => reload.reload(),
         }
     }
 }

@@ -52,6 +52,9 @@ const FORCE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a new manager keeps asking to be taken into the group.
 const JOIN_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long a manager that stops tries to hand leadership over.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(1);
+
 /// What a manager is started with.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -312,8 +315,14 @@ impl Manager {
             .add_service(ca::service(Arc::new(membership::Members(self.control.clone()))))
     }
 
-    /// Stops every loop, ends every session and closes the log. What was acknowledged is on disk.
+    /// Hands leadership over, if it is here and somebody can take it: that takes a fraction of an election's time. Then
+    /// stops every loop, ends every session and closes the log. What was acknowledged is on disk.
     pub async fn shutdown(&self) {
+        match tokio::time::timeout(HAND_OVER_WITHIN, self.raft.step_down()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = %error, "leadership was not handed over"),
+            Err(_) => tracing::debug!(waited = ?HAND_OVER_WITHIN, "leadership was not handed over in time"),
+        }
         self.stop.cancel();
         self.dispatcher.shutdown().await;
         self.tasks.close();

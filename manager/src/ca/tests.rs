@@ -246,3 +246,16 @@ async fn renewal_gives_the_role_that_the_cluster_wants() {
     fake.nodes.lock().unwrap().clear();
     assert_eq!(Reason::of(&renew(&service, me).await.unwrap_err()), Some(Reason::NodeRemoved));
 }
+
+#[test]
+fn a_certificate_lives_90_days_unless_the_cluster_says_otherwise() {
+    let set = |ns| Cluster {
+        spec: Some(ClusterSpec { certificate_expiry_ns: ns, ..Default::default() }),
+        ..Default::default()
+    };
+    for (cluster, life) in
+        [(Cluster::default(), HOUR * 24 * 90), (set(0), HOUR * 24 * 90), (set(3_600_000_000_000), HOUR)]
+    {
+        assert_eq!(super::life(&cluster), life, "{cluster:?}");
+    }
+}
