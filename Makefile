@@ -14,7 +14,8 @@ ARCH  := $(shell uname -m)
 # Naming the target keeps the flags below from build scripts and macros, which can't be linked statically.
 TRIPLE := $(ARCH)-unknown-linux-gnu
 STATIC := -C target-feature=+crt-static
-BUILT   = $(or $(CARGO_TARGET_DIR),target)/$(TRIPLE)/release
+OUT    := $(or $(CARGO_TARGET_DIR),target)
+BUILT  := $(OUT)/$(TRIPLE)/release
 
 export LIBSECCOMP_LINK_TYPE := static
 export LIBSECCOMP_LIB_PATH  := /usr/lib/$(ARCH)-linux-gnu
@@ -26,7 +27,7 @@ TEST_PACKAGES  := busybox-static docker-registry e2fsprogs git iproute2 nftables
 TEST_PACKAGES  += $(if $(shell command -v dockerd),,docker.io)
 # What the kernel here lacks is tried on another one, in a virtual machine.
 TEST_PACKAGES  += $(if $(shell command -v qemu-system-x86_64),,$(if $(filter x86_64,$(ARCH)),qemu-system-x86))
-TEST_KERNEL    := $(or $(CARGO_TARGET_DIR),target)/test-kernel
+TEST_KERNEL    := $(OUT)/test-kernel
 
 .PHONY: help setup-build setup-test build demo test compile-tests verify bench install uninstall clean
 
@@ -99,11 +100,22 @@ demo: build ## a cluster of three nodes on this machine, shown at work and taken
 test: setup-test ## run every test (root, for those that make namespaces and containers)
 	@# Linking the release keeps one core busy: the tests are compiled beside it. Each has a directory of its own.
 	@$(MAKE) --no-print-directory -j 2 build compile-tests
+	@# What a test could not try here it prints as UNTESTED; nobody reads the output of tests that pass, so it is told last.
 	@if "$(CARGO)" nextest --version >/dev/null 2>&1; then \
-		"$(CARGO)" nextest run --workspace --locked --no-fail-fast && "$(CARGO)" test --workspace --locked --doc --quiet; \
+		log="$(OUT)/nextest/default/junit.xml"; rm -f "$$log"; \
+		"$(CARGO)" nextest run --workspace --locked --no-fail-fast && \
+			"$(CARGO)" test --workspace --locked --doc --quiet; \
+		ended=$$?; \
 	else \
-		"$(CARGO)" test --workspace --locked --no-fail-fast; \
-	fi
+		log="$(OUT)/test.log"; \
+		{ "$(CARGO)" test --workspace --locked --no-fail-fast -- --show-output; echo $$? > "$$log.status"; } 2>&1 | \
+			tee "$$log"; \
+		ended=$$(cat "$$log.status"); \
+	fi; \
+	untested=$$(grep -o 'UNTESTED: [^<]*' "$$log" | sort -u); \
+	echo "UNTESTED on this machine: $$(printf '%s' "$$untested" | grep -c .)"; \
+	[ -z "$$untested" ] || printf '%s\n' "$$untested"; \
+	exit "$$ended"
 
 compile-tests: setup-build
 	"$(CARGO)" test --workspace --locked --no-run --quiet
@@ -113,7 +125,7 @@ verify: setup-build ## format, tidy, clippy with warnings as errors, documentati
 
 bench: setup-test build ## measure, side by side with Docker Swarm; the results go to docs/benchmarks.md (root)
 	"$(CARGO)" build --workspace --locked
-	unshare --mount "$(or $(CARGO_TARGET_DIR),target)/debug/peer-bench"
+	unshare --mount "$(OUT)/debug/peer-bench"
 
 install: ## put the built binary, its unit and its completions in place: PREFIX, DESTDIR
 	@[ -x target/skep ] || { echo "there is no target/skep: run \`make build\` first" >&2; exit 1; }

@@ -57,7 +57,8 @@ fn main() -> Result<()> {
     );
     let peer = run("peer", true).context("Docker Swarm")?;
     let ours = run("skep", false).context("Skep")?;
-    let text = table(&ours, &peer)?;
+    let leaders = leaders().context("leaders killed one after the other")?;
+    let text = format!("{}\n{}\n", table(&ours, &peer)?, in_a_row(&leaders));
     println!("{text}");
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
     fs::create_dir_all(file.parent().context("a parent")?)?;
@@ -86,14 +87,35 @@ fn table(ours: &[f64], peer: &[f64]) -> Result<String> {
     Ok(text)
 }
 
+/// What twenty leaders in a row came to, in words.
+fn in_a_row(times: &[f64]) -> String {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (middle, worst) = (sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
+    format!(
+        "Skep's daemon on the leader killed with `kill -9`, {} times in a row, each time until the next service is accepted \
+         through another manager: median {middle:.2} s, worst {worst:.2} s.",
+        times.len()
+    )
+}
+
 fn run(name: &str, docker: bool) -> Result<Vec<f64>> {
+    on_stage(name, docker, Contestant::measure)
+}
+
+/// Measures Skep alone: each leader is killed once it is known, and started again.
+fn leaders() -> Result<Vec<f64>> {
+    on_stage("leaders", false, |contestant| contestant.leaders())
+}
+
+/// A contestant on machines and disks of its own, for as long as it takes.
+fn on_stage<T>(name: &str, docker: bool, measure: impl FnOnce(&mut Contestant) -> Result<T>) -> Result<T> {
     let name = format!("bench-{name}");
     let _fresh = [Fresh::disk()?, Fresh::memory()?];
     let stage = if docker { Stage::Machines } else { Stage::Swarm };
     let lab = Lab::up(&Plan { name: name.clone(), nodes: 3, managers: 3, stage }, &program("skep")?, &mut |_| {})?;
     let client = if docker { PathBuf::from("/usr/bin/docker") } else { program("skep")? };
-    let mut contestant = Contestant { lab, client, docker, first: String::new() };
-    let measured = contestant.measure();
+    let measured = measure(&mut Contestant { lab, client, docker, first: String::new() });
     Lab::down(&name)?;
     measured
 }
@@ -146,20 +168,51 @@ impl Contestant {
         let (first, second) = ("n1", "n2");
         let begun = Instant::now();
         self.lab.kill(first)?;
-        let mut attempts = 0;
-        self.until("a service accepted", || {
-            // A refused attempt may have been carried out all the same; its name is taken then.
-            attempts += 1;
-            let name = format!("after{attempts}");
-            let create = ["service", "create", "--detach", "--no-resolve-image", "--name", &name, "--replicas", "0"];
-            self.ok(second, &[&create[..], &["whoami"]].concat()).map(|_| ())
-        })?;
+        self.accepted(second, "after")?;
         let leader = begun.elapsed().as_secs_f64();
         // The same kill took a node: its tasks are to be replaced too.
         self.wait(second, 60, true)?;
         let node = begun.elapsed().as_secs_f64();
         eprintln!("{}: leader {leader:.2} s, node {node:.2} s", self.client.display());
         Ok([leader, node])
+    }
+
+    /// The leader's daemon killed, time and again, until the next write is accepted (s).
+    fn leaders(&mut self) -> Result<Vec<f64>> {
+        let mut times = Vec::new();
+        for round in 0..20 {
+            let standing = |asked: &str| -> Result<Vec<(String, String)>> {
+                let list = self.ok(asked, &["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"])?;
+                Ok(list.lines().filter_map(|l| l.split_once(' ')).map(|(n, s)| (n.into(), s.trim().into())).collect())
+            };
+            let mut leader = String::new();
+            self.until("all managers in place", || {
+                let all = standing(["n1", "n2", "n3"][round % 3])?;
+                let known = all.iter().find(|(_, s)| s == "Leader").context("no leader")?;
+                ensure!(all.iter().all(|(_, s)| s == "Leader" || s == "Reachable"), "{all:?}");
+                leader.clone_from(&known.0);
+                Ok(())
+            })?;
+            let other = self.lab.nodes().into_iter().find(|n| *n != leader).context("another manager")?;
+            let begun = Instant::now();
+            self.lab.kill_daemon(&leader)?;
+            self.accepted(&other, &format!("round{round}x"))?;
+            times.push(begun.elapsed().as_secs_f64());
+            self.lab.restart(&leader)?;
+        }
+        eprintln!("leader killed, next write accepted (s): {times:.3?}");
+        Ok(times)
+    }
+
+    /// Until a service is accepted; a refused attempt may have been carried out all the same, its name is taken then.
+    fn accepted(&self, asked: &str, name: &str) -> Result<()> {
+        let mut attempts = 0;
+        self.until("a service accepted", || {
+            attempts += 1;
+            let name = format!("{name}{attempts}");
+            let create = ["service", "create", "--detach", "--no-resolve-image", "--name", &name, "--replicas", "0"];
+            self.ok(asked, &[&create[..], &["whoami"]].concat()).map(|_| ())
+        })
     }
 
     /// Until so many tasks of the service run, those on n1 not counted if it is `dead`.
