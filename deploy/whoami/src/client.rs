@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -61,7 +61,7 @@ pub(crate) fn repeat(url: &str, interval: Duration, timeout: Duration) -> io::Re
 pub(crate) fn once(url: &str, timeout: Duration) -> ExitCode {
     let answer = Url::parse(url).ok_or_else(|| Failure::Url(url.to_owned())).and_then(|url| request(&url, timeout));
     match answer {
-        Ok(answer) => {
+        Ok((_, answer)) => {
             let printed = io::stdout().write_all(answer.body.as_bytes());
             if (200..300).contains(&answer.status) && printed.is_ok() {
                 return ExitCode::SUCCESS;
@@ -73,17 +73,18 @@ pub(crate) fn once(url: &str, timeout: Duration) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn summary(answer: &Result<Answer, Failure>, took: Duration) -> String {
+/// Status, who answered, which client it saw, what was called, how long it took.
+fn summary(answer: &Result<(SocketAddr, Answer), Failure>, took: Duration) -> String {
     let millis = took.as_secs_f64() * 1000.0;
     match answer {
-        Ok(answer) => {
+        Ok((called, answer)) => {
             let field = |name: &str| {
                 let value = answer.body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
                 value.unwrap_or("-").to_owned()
             };
-            format!("{} {} {} {millis:.1}ms", answer.status, field("Hostname"), field("RemoteAddr"))
+            format!("{} {} {} {called} {millis:.1}ms", answer.status, field("Hostname"), field("RemoteAddr"))
         }
-        Err(failure) => format!("ERR - - {millis:.1}ms {failure}"),
+        Err(failure) => format!("ERR - - - {millis:.1}ms {failure}"),
     }
 }
 
@@ -111,20 +112,21 @@ impl Url {
     }
 }
 
-fn request(url: &Url, timeout: Duration) -> Result<Answer, Failure> {
+/// The answer, and the address that gave it.
+fn request(url: &Url, timeout: Duration) -> Result<(SocketAddr, Answer), Failure> {
     let deadline = Instant::now() + timeout;
-    let mut stream = connect(url, deadline)?;
+    let (called, mut stream) = connect(url, deadline)?;
     let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
     let head = format!(
         "GET {} HTTP/1.1\r\nHost: {host}:{}\r\nUser-Agent: whoami\r\nAccept: */*\r\nConnection: close\r\n\r\n",
         url.path, url.port
     );
     stream.write_all(head.as_bytes()).map_err(Failure::Talk)?;
-    read_answer(BufReader::new(Deadline { stream, deadline }))
+    Ok((called, read_answer(BufReader::new(Deadline { stream, deadline }))?))
 }
 
 /// The first of the host's addresses that accepts.
-fn connect(url: &Url, deadline: Instant) -> Result<TcpStream, Failure> {
+fn connect(url: &Url, deadline: Instant) -> Result<(SocketAddr, TcpStream), Failure> {
     let resolve = |error| Failure::Resolve(url.host.clone(), error);
     let addresses = (url.host.as_str(), url.port).to_socket_addrs().map_err(resolve)?;
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -136,7 +138,7 @@ fn connect(url: &Url, deadline: Instant) -> Result<TcpStream, Failure> {
         match TcpStream::connect_timeout(&address, left) {
             Ok(stream) => {
                 stream.set_write_timeout(Some(left)).map_err(Failure::Connect)?;
-                return Ok(stream);
+                return Ok((address, stream));
             }
             Err(error) => last = error,
         }

@@ -222,8 +222,8 @@ fn the_client_asks_once_or_for_ever() {
     for _ in 0..3 {
         last = lines.next().unwrap().unwrap();
         let words: Vec<&str> = last.split(' ').collect();
-        assert_eq!((words.len(), words[1]), (5, "200"), "{last}");
-        assert!(words[0].ends_with('Z') && words[3].starts_with("127.0.0.1:") && words[4].ends_with("ms"), "{last}");
+        assert_eq!((words.len(), words[1], words[4]), (6, "200", &*server.address.to_string()), "{last}");
+        assert!(words[0].ends_with('Z') && words[3].starts_with("127.0.0.1:") && words[5].ends_with("ms"), "{last}");
     }
     server.terminate();
     server.wait();
