@@ -18,6 +18,7 @@ use skep_state::State;
 use skep_state::subnet::format_address;
 
 use crate::draft::Draft;
+use crate::reserved::Reserved;
 pub(crate) use network::{Plan as NetworkPlan, plan as plan_network};
 pub(crate) use pools::Pools;
 
@@ -106,11 +107,15 @@ fn publish(state: &State, service: &Service) -> Option<Vec<PortConfig>> {
                     && !taken.contains(&(p.published_port, p.protocol))
             };
             let kept = has.iter().find(same).map(|p| p.published_port);
-            let free = |candidate: &u32| {
-                let key = (*candidate, port.protocol);
-                !taken.contains(&key) && state.port_owner(key.0, key.1).is_none()
+            let choose = || {
+                let reserved = Reserved::of(state);
+                DYNAMIC_PORTS.clone().find(|candidate| {
+                    let key = (*candidate, port.protocol);
+                    let needed = reserved.whom(*candidate, port.protocol());
+                    !taken.contains(&key) && state.port_owner(key.0, key.1).is_none() && needed.is_none()
+                })
             };
-            port.published_port = kept.or_else(|| DYNAMIC_PORTS.clone().find(free))?;
+            port.published_port = kept.or_else(choose)?;
             taken.insert((port.published_port, port.protocol));
         }
         published.push(port);

@@ -16,6 +16,7 @@ mod drain;
 mod nodes;
 mod orchestrate;
 mod reap;
+mod reserved;
 mod schedule;
 pub mod update;
 pub mod validate;

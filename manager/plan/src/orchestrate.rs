@@ -206,9 +206,11 @@ fn global<'a>(
 
 /// When a second task for a slot whose first one still serves may start: later if the last attempt failed.
 pub(crate) fn back_off(draft: &Draft<'_>, service: &Service, slot: &Slot<'_>) -> i64 {
-    let failed = slot.newest.is_some_and(|n| n.observed().is_terminal() && n.drain_version == 0);
     let policy = service.spec.as_ref().and_then(|s| s.task.as_ref()).and_then(|t| t.restart.as_ref());
-    if failed { draft.now_ns.saturating_add(defaults::restart_delay_ns(policy)) } else { 0 }
+    match slot.newest.filter(|n| n.observed().is_terminal() && n.drain_version == 0) {
+        Some(failed) => draft.now_ns.saturating_add(restart::pause(policy, failed, &slot.ended)),
+        None => 0,
+    }
 }
 
 /// Creates the next task of a slot.

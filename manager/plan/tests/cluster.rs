@@ -198,6 +198,25 @@ fn restart_policies_end_where_they_say_and_history_is_bounded() {
 }
 
 #[test]
+fn a_program_that_ends_at_once_is_not_restarted_as_fast_as_the_plan_turns() {
+    let mut w = world(2);
+    let mut wanted = spec("job", 1);
+    wanted.task.as_mut().unwrap().restart = Some(RestartPolicy { delay_ns: Some(0), ..RestartPolicy::default() });
+    w.failing_images.insert("image:1".into());
+    w.create("job", wanted).unwrap();
+    let mut seen = BTreeSet::new();
+    for _ in 0..100 {
+        w.turn(100, 5);
+        seen.extend(w.tasks("job").into_iter().map(|t| t.id));
+    }
+    // Three at once, then after 0.5, 1, 2 and 4 s; the last one is waiting.
+    assert!((6..=8).contains(&seen.len()), "{} tasks in ten seconds", seen.len());
+    w.failing_images.clear();
+    w.rest(12);
+    assert_eq!(w.ready("job").len(), 1);
+}
+
+#[test]
 fn removal_drains_then_removes_everything_and_frees_name_and_port_at_once() {
     let mut w = world(2);
     w.create("web", web(2)).unwrap();

@@ -347,6 +347,51 @@ fn ports_are_chosen_from_the_range_and_kept() {
 }
 
 #[test]
+fn ports_that_the_cluster_needs_are_neither_published_nor_chosen() {
+    let mut w = World::new(3);
+    for (id, address) in [("node0", "192.0.2.1:2399"), ("node1", "[fd00::2]:30000")] {
+        let mut node = w.state.node(id).unwrap().as_ref().clone();
+        node.manager = Some(ManagerInfo { raft_id: 1, address: address.into(), ..ManagerInfo::default() });
+        w.must(vec![put(object::Kind::Node(node))]);
+    }
+    let mut cluster = w.state.cluster().unwrap().as_ref().clone();
+    cluster.data_path_port = 30_001;
+    w.must(vec![put(object::Kind::Cluster(cluster))]);
+    use Protocol::{Tcp, Udp};
+    for (published, protocol, whom) in [
+        (2377, Tcp, Some("the managers")),
+        (2399, Tcp, Some("the managers")),
+        (2399, Udp, None),
+        (30_000, Tcp, Some("the managers")),
+        (30_000, Udp, None),
+        (30_001, Udp, Some("overlay traffic between nodes")),
+        (30_001, Tcp, None),
+        (4789, Udp, None),
+        (7946, Tcp, Some("traffic between nodes")),
+        (7946, Udp, Some("traffic between nodes")),
+        (7947, Tcp, None),
+    ] {
+        for mode in [PublishMode::Ingress, PublishMode::Host] {
+            let spec = with_ports("x", vec![port(published, 80, protocol, mode)]);
+            let refused = validate::service(&w.state, spec, None).map(|_| ()).map_err(|e| e.to_string());
+            let expected = whom.map_or(Ok(()), |whom| {
+                let word = if protocol == Tcp { "tcp" } else { "udp" };
+                let why = format!("port {published}/{word} is reserved for {whom}: publish another one");
+                Err(format!("EndpointSpec.Ports.PublishedPort: {why}"))
+            });
+            assert_eq!(refused, expected, "{published} {protocol:?} {mode:?}");
+        }
+    }
+    let auto = [Tcp, Udp, Tcp, Udp].map(|protocol| port(0, 80, protocol, PublishMode::Ingress));
+    let auto = auto.into_iter().zip(80..).map(|(port, target_port)| PortConfig { target_port, ..port }).collect();
+    w.create("auto", with_ports("auto", auto)).unwrap();
+    w.rest(2);
+    let service = w.state.service("auto").unwrap();
+    let chosen: Vec<_> = service.endpoint.as_ref().unwrap().ports.iter().map(|p| p.published_port).collect();
+    assert_eq!(chosen, [30_001, 30_000, 30_002, 30_002]);
+}
+
+#[test]
 fn freed_addresses_rest() {
     let mut w = World::new(1);
     w.create_network("net-id", "net", "");

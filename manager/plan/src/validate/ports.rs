@@ -7,7 +7,7 @@ use skep_state::State;
 
 use super::{Error, invalid};
 use crate::allocate::is_mesh;
-use crate::defaults;
+use crate::reserved::Reserved;
 
 /// Ports in one service at most.
 const PORTS: usize = 1000;
@@ -17,9 +17,9 @@ pub(super) fn check(state: &State, endpoint: &EndpointSpec, own_id: &str) -> Res
     if endpoint.ports.len() > PORTS {
         return Err(invalid("EndpointSpec.Ports", format!("{PORTS} ports are the most that a service can publish")));
     }
-    let mut seen = BTreeSet::new();
+    let (mut seen, reserved) = (BTreeSet::new(), Reserved::of(state));
     for port in &endpoint.ports {
-        one(state, port)?;
+        one(&reserved, port)?;
         if is_mesh(port) && endpoint.mode() == ResolutionMode::Dnsrr {
             let why = "a port can't be published through the mesh with endpoint mode dnsrr: use mode=host, or vip";
             return Err(invalid("EndpointSpec.Mode", why));
@@ -41,7 +41,7 @@ pub(super) fn check(state: &State, endpoint: &EndpointSpec, own_id: &str) -> Res
     Ok(())
 }
 
-fn one(state: &State, port: &PortConfig) -> Result<(), Error> {
+fn one(reserved: &Reserved, port: &PortConfig) -> Result<(), Error> {
     if !(1..=65535).contains(&port.target_port) {
         return Err(invalid(
             "EndpointSpec.Ports.TargetPort",
@@ -60,13 +60,7 @@ fn one(state: &State, port: &PortConfig) -> Result<(), Error> {
         let why = format!("port {} with mode=host needs a published port: none is chosen there", port.target_port);
         return Err(invalid("EndpointSpec.Ports.PublishedPort", why));
     }
-    let reserved = match (port.published_port, port.protocol()) {
-        (2377, Protocol::Tcp) => Some("the managers"),
-        (7946, Protocol::Tcp | Protocol::Udp) => Some("traffic between nodes"),
-        (p, Protocol::Udp) if p == defaults::data_path_port(state) => Some("overlay traffic between nodes"),
-        _ => None,
-    };
-    match reserved {
+    match reserved.whom(port.published_port, port.protocol()) {
         Some(whom) => {
             let why = format!(
                 "port {}/{} is reserved for {whom}: publish another one",
