@@ -91,6 +91,8 @@ async fn bad_requests_are_refused_with_words() {
         ),
         ("blank image", raw("DELETE /images/", "\r\n"), 400, "image name cannot be blank"),
         ("path", raw("GET /nowhere", "\r\n"), 404, "page not found"),
+        ("path of bytes", raw("GET /services/%FF", "\r\n"), 400, "Invalid URL: Invalid UTF-8 in"),
+        ("rest of a path", raw("GET /images/a/%FF/json", "\r\n"), 400, "Invalid URL: Invalid UTF-8 in"),
         ("method", raw("PUT /services/create", "\r\n"), 404, "page not found"),
         ("filter", raw("GET /services?filters=%5B", "\r\n"), 400, "invalid filter"),
         ("filter name", raw("GET /services?filters=%7B%22colour%22%3A%5B%22red%22%5D%7D", "\r\n"), 400, "'colour'"),

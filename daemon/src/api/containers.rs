@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Extension, Path, Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Json, Router};
@@ -16,7 +16,7 @@ use skep_proto::v1;
 
 use super::backend::{Container, ContainerNetwork, ContainerState, Stats};
 use super::filters::Filters;
-use super::params::Params;
+use super::params::{Params, Path};
 use super::{Api, ApiError, ApiVersion, body, clock, logs};
 
 const FILTERS: [&str; 15] = [
@@ -182,7 +182,7 @@ fn mounts(container: &Container) -> Vec<Value> {
     container.mounts.iter().map(entry).collect()
 }
 
-async fn inspect(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn inspect(State(api): State<Api>, Path(name): Path) -> Result<Json<Value>, ApiError> {
     Ok(Json(full(&api.backend.containers.inspect(&name).await?)))
 }
 
@@ -239,7 +239,7 @@ fn bindings(ports: &[v1::PortConfig]) -> Value {
 async fn container_logs(
     State(api): State<Api>,
     Extension(version): Extension<ApiVersion>,
-    Path(name): Path<String>,
+    Path(name): Path,
     params: Params,
 ) -> Result<Response, ApiError> {
     let container = api.backend.containers.inspect(&name).await?;
@@ -247,7 +247,7 @@ async fn container_logs(
 }
 
 /// The processes of a container would have to be read from inside its namespaces; what is known is its first one.
-async fn top(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn top(State(api): State<Api>, Path(name): Path) -> Result<Json<Value>, ApiError> {
     let container = api.backend.containers.inspect(&name).await?;
     if container.state != ContainerState::Running {
         let text = format!("container {} is not running", container.id);
@@ -257,7 +257,7 @@ async fn top(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Va
     Ok(Json(json!({ "Titles": ["UID", "PID", "CMD"], "Processes": [process] })))
 }
 
-async fn stats(State(api): State<Api>, Path(name): Path<String>, params: Params) -> Result<Response, ApiError> {
+async fn stats(State(api): State<Api>, Path(name): Path, params: Params) -> Result<Response, ApiError> {
     let container = api.backend.containers.inspect(&name).await?;
     // Streaming is what clients get who don't say.
     let stream = params.get("stream").is_none() || params.flag("stream");

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::backend::{Container, Failure, Image, Import, Removed, Upload};
 use super::filters::Filters;
-use super::params::Params;
+use super::params::{Params, Path};
 use super::{Api, ApiError, body, clock};
 
 const FILTERS: [&str; 6] = ["before", "dangling", "label", "reference", "since", "until"];
@@ -195,7 +195,7 @@ fn json_lines(lines: impl IntoIterator<Item = Value>) -> Response {
 
 // ---- one image ----------------------------------------------------------------------------------------------
 
-async fn about(State(api): State<Api>, Path(path): Path<String>) -> Result<Response, ApiError> {
+async fn about(State(api): State<Api>, Path(path): Path) -> Result<Response, ApiError> {
     let (name, action) = path.rsplit_once('/').unwrap_or((&path, ""));
     match action {
         "json" => Ok(Json(inspect(&api.backend.images.inspect(name).await?)).into_response()),
@@ -205,7 +205,7 @@ async fn about(State(api): State<Api>, Path(path): Path<String>) -> Result<Respo
     }
 }
 
-async fn change(State(api): State<Api>, Path(path): Path<String>, params: Params) -> Result<StatusCode, ApiError> {
+async fn change(State(api): State<Api>, Path(path): Path, params: Params) -> Result<StatusCode, ApiError> {
     let (name, action) = path.rsplit_once('/').unwrap_or((&path, ""));
     match action {
         "tag" => {
@@ -222,11 +222,7 @@ async fn change(State(api): State<Api>, Path(path): Path<String>, params: Params
     }
 }
 
-async fn remove(
-    State(api): State<Api>,
-    Path(name): Path<String>,
-    params: Params,
-) -> Result<Json<Vec<Value>>, ApiError> {
+async fn remove(State(api): State<Api>, Path(name): Path, params: Params) -> Result<Json<Vec<Value>>, ApiError> {
     let removed = api.backend.images.remove(&name, params.flag("force")).await?;
     Ok(Json(removed.iter().map(removed_out).collect()))
 }

@@ -1,6 +1,6 @@
 //! `/secrets` and `/configs`: two resources with the same calls. What a secret holds never goes out again.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
@@ -10,7 +10,7 @@ use skep_proto::v1;
 use super::body::JsonBody;
 use super::convert::secret as convert;
 use super::filters::Filters;
-use super::params::Params;
+use super::params::{Params, Path};
 use super::{Api, ApiError};
 
 const FILTERS: [&str; 4] = ["id", "label", "name", "names"];
@@ -61,14 +61,14 @@ macro_rules! kept {
                 Ok((StatusCode::CREATED, Json(json!({ "ID": created.id }))))
             }
 
-            async fn inspect(State(api): State<Api>, Path(reference): Path<String>) -> Result<Json<Value>, ApiError> {
+            async fn inspect(State(api): State<Api>, Path(reference): Path) -> Result<Json<Value>, ApiError> {
                 let found = api.control().await?.$get(api.call(v1::GetRequest { reference })).await?.into_inner();
                 Ok(Json($out(&found)))
             }
 
             async fn update(
                 State(api): State<Api>,
-                Path(reference): Path<String>,
+                Path(reference): Path,
                 params: Params,
                 JsonBody(body): JsonBody<Value>,
             ) -> Result<StatusCode, ApiError> {
@@ -78,7 +78,7 @@ macro_rules! kept {
                 Ok(StatusCode::OK)
             }
 
-            async fn remove(State(api): State<Api>, Path(reference): Path<String>) -> Result<StatusCode, ApiError> {
+            async fn remove(State(api): State<Api>, Path(reference): Path) -> Result<StatusCode, ApiError> {
                 let (control, request) = (api.control().await?, v1::GetRequest { reference });
                 api.once_drained(|| control.$remove(api.call(request.clone()))).await?;
                 Ok(StatusCode::NO_CONTENT)

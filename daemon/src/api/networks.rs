@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
@@ -14,7 +14,7 @@ use super::backend::{ContainerState, Control};
 use super::body::JsonBody;
 use super::convert::network::{LocalNetwork, network_out, request_in};
 use super::filters::Filters;
-use super::params::Params;
+use super::params::{Params, Path};
 use super::{Api, ApiError, clock};
 
 const FILTERS: [&str; 7] = ["dangling", "driver", "id", "label", "name", "scope", "type"];
@@ -87,11 +87,7 @@ fn text<'a>(network: &'a Value, field: &str) -> &'a str {
     network[field].as_str().unwrap_or_default()
 }
 
-async fn inspect(
-    State(api): State<Api>,
-    Path(reference): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
+async fn inspect(State(api): State<Api>, Path(reference): Path, params: Params) -> Result<Json<Value>, ApiError> {
     let scope = params.text("scope");
     if matches!(scope, "" | "local") {
         for network in local(&api).await {
@@ -200,7 +196,7 @@ async fn create(
     Ok((StatusCode::CREATED, Json(json!({ "Id": network.id, "Warning": warning }))))
 }
 
-async fn remove(State(api): State<Api>, Path(reference): Path<String>) -> Result<StatusCode, ApiError> {
+async fn remove(State(api): State<Api>, Path(reference): Path) -> Result<StatusCode, ApiError> {
     if local(&api).await.iter().any(|network| network.name == reference || network.id() == reference) {
         let text = format!("{reference} is a pre-defined network and cannot be removed");
         return Err(ApiError::new(StatusCode::FORBIDDEN, text));

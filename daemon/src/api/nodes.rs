@@ -1,6 +1,6 @@
 //! `/nodes`.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
@@ -9,7 +9,7 @@ use skep_proto::v1;
 
 use super::body::JsonBody;
 use super::filters::Filters;
-use super::params::Params;
+use super::params::{Params, Path};
 use super::{Api, ApiError, convert};
 
 const FILTERS: [&str; 6] = ["id", "label", "node.label", "membership", "name", "role"];
@@ -42,7 +42,7 @@ fn fits(node: &v1::Node, filters: &Filters) -> bool {
         && filters.labels("node.label", &spec.annotations.unwrap_or_default().labels)
 }
 
-async fn inspect(State(api): State<Api>, Path(reference): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn inspect(State(api): State<Api>, Path(reference): Path) -> Result<Json<Value>, ApiError> {
     let control = api.control().await?;
     let reference = own(&api, reference).await;
     let node = control.get_node(api.call(v1::GetRequest { reference })).await?.into_inner();
@@ -51,7 +51,7 @@ async fn inspect(State(api): State<Api>, Path(reference): Path<String>) -> Resul
 
 async fn update(
     State(api): State<Api>,
-    Path(reference): Path<String>,
+    Path(reference): Path,
     params: Params,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<StatusCode, ApiError> {
@@ -65,7 +65,7 @@ async fn update(
     Ok(StatusCode::OK)
 }
 
-async fn remove(State(api): State<Api>, Path(reference): Path<String>, params: Params) -> Result<StatusCode, ApiError> {
+async fn remove(State(api): State<Api>, Path(reference): Path, params: Params) -> Result<StatusCode, ApiError> {
     let request = v1::RemoveNodeRequest { reference, force: params.flag("force") };
     api.control().await?.remove_node(api.call(request)).await?;
     Ok(StatusCode::OK)

@@ -1,6 +1,7 @@
-//! Query parameters, read as the Engine API reads them: several values under one name, and its own idea of truth.
+//! What a request's URI says: the name in its path, and query parameters, read as the Engine API reads them (several
+//! values under one name, and its own idea of truth).
 
-use axum::extract::{FromRequestParts, Query};
+use axum::extract::{self, FromRequestParts, Query};
 use http::request::Parts;
 
 use super::ApiError;
@@ -17,6 +18,21 @@ impl<S: Send + Sync> FromRequestParts<S> for Params {
         Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
             .map(|Query(pairs)| Self(pairs))
             .map_err(|e| ApiError::bad_request(format!("invalid query: {e}")))
+    }
+}
+
+/// The variable part of a request's path, decoded.
+#[derive(Clone, Debug)]
+pub(super) struct Path(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Path {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match extract::Path::<String>::from_request_parts(parts, state).await {
+            Ok(extract::Path(text)) => Ok(Self(text)),
+            Err(error) => Err(ApiError::new(error.status(), error.body_text())),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `/services`.
 
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -10,7 +10,7 @@ use skep_proto::v1;
 
 use super::body::{JsonBody, OptionalJson};
 use super::filters::Filters;
-use super::params::Params;
+use super::params::{Params, Path};
 use super::{Api, ApiError, ApiVersion, convert, logs, names};
 
 const FILTERS: [&str; 5] = ["id", "label", "mode", "name", "runtime"];
@@ -61,18 +61,14 @@ async fn create(
     Ok((StatusCode::CREATED, Json(convert::service::created_out(&response))))
 }
 
-async fn inspect(
-    State(api): State<Api>,
-    Path(reference): Path<String>,
-    params: Params,
-) -> Result<Json<Value>, ApiError> {
+async fn inspect(State(api): State<Api>, Path(reference): Path, params: Params) -> Result<Json<Value>, ApiError> {
     let service = api.control().await?.get_service(api.call(v1::GetRequest { reference })).await?.into_inner();
     Ok(Json(convert::service::service_out(&service, params.flag("insertDefaults"), None)))
 }
 
 async fn update(
     State(api): State<Api>,
-    Path(reference): Path<String>,
+    Path(reference): Path,
     params: Params,
     OptionalJson(body): OptionalJson<Value>,
 ) -> Result<Json<Value>, ApiError> {
@@ -94,7 +90,7 @@ async fn update(
     Ok(Json(json!({ "Warnings": warnings })))
 }
 
-async fn remove(State(api): State<Api>, Path(reference): Path<String>) -> Result<StatusCode, ApiError> {
+async fn remove(State(api): State<Api>, Path(reference): Path) -> Result<StatusCode, ApiError> {
     api.control().await?.remove_service(api.call(v1::GetRequest { reference })).await?;
     Ok(StatusCode::OK)
 }
@@ -102,7 +98,7 @@ async fn remove(State(api): State<Api>, Path(reference): Path<String>) -> Result
 async fn service_logs(
     State(api): State<Api>,
     Extension(version): Extension<ApiVersion>,
-    Path(reference): Path<String>,
+    Path(reference): Path,
     params: Params,
 ) -> Result<Response, ApiError> {
     let control = api.control().await?;

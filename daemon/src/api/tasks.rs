@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -13,7 +13,7 @@ use tonic::Code;
 
 use super::backend::Control;
 use super::filters::Filters;
-use super::params::Params;
+use super::params::{Params, Path};
 use super::{Api, ApiError, ApiVersion, convert, logs, nodes};
 
 const FILTERS: [&str; 8] = ["id", "name", "service", "node", "desired-state", "label", "runtime", "_up-to-date"];
@@ -111,7 +111,7 @@ async fn networks(api: &Api, control: &Control) -> Result<BTreeMap<String, v1::N
     Ok(networks.into_iter().map(|n| (n.id.clone(), n)).collect())
 }
 
-async fn inspect(State(api): State<Api>, Path(reference): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn inspect(State(api): State<Api>, Path(reference): Path) -> Result<Json<Value>, ApiError> {
     let control = api.control().await?;
     let view = control.get_task(api.call(v1::GetRequest { reference })).await?.into_inner();
     Ok(Json(convert::task::task_out(&view, &networks(&api, control.as_ref()).await?)))
@@ -120,7 +120,7 @@ async fn inspect(State(api): State<Api>, Path(reference): Path<String>) -> Resul
 async fn task_logs(
     State(api): State<Api>,
     Extension(version): Extension<ApiVersion>,
-    Path(reference): Path<String>,
+    Path(reference): Path,
     params: Params,
 ) -> Result<Response, ApiError> {
     let control = api.control().await?;

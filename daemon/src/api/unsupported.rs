@@ -2,9 +2,10 @@
 //! that no engine has are 404.
 
 use axum::Router;
-use axum::extract::{Path, Request};
+use axum::extract::Request;
 use axum::routing::any;
 
+use super::params::Path;
 use super::{Api, ApiError, body};
 
 pub(super) fn routes() -> Router<Api> {
@@ -34,7 +35,7 @@ async fn refuse(request: Request, what: &'static str) -> Result<(), ApiError> {
     Err(ApiError::unsupported(format!("Skep has no support for {what}")))
 }
 
-async fn no_volume(Path(name): Path<String>) -> ApiError {
+async fn no_volume(Path(name): Path) -> ApiError {
     ApiError::not_found(format!("get {name}: no such volume"))
 }
 
