@@ -1,5 +1,7 @@
 //! The effects of a task's life: images, wires and containers of this node, each behind the room that owns it.
 
+mod mapping;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -8,10 +10,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use skep_image::{Image, Store};
 use skep_netdrv::{Driver, Namespace, NamespaceError, SandboxState};
-use skep_proto::size;
-use skep_proto::template::{self, Field};
-use skep_proto::v1::{MountType, NodeDescription, Task, TaskAssignment};
-use skep_runtime::{ContainerSpec, InjectedFile, LogOptions, Mount, Resources, Runtime, Seccomp, State, Ulimit};
+use skep_proto::v1::{NodeDescription, TaskAssignment};
+use skep_runtime::{ContainerSpec, Runtime, State};
 use skep_task::{Container, Exit, Facts, Failure, Sandbox};
 use tokio::sync::watch;
 
@@ -76,7 +76,7 @@ impl NodeHands {
     async fn spec(&self, task: &TaskAssignment, made_of: Option<&str>) -> Result<ContainerSpec, Failure> {
         let own = task.task.as_ref().ok_or_else(|| rejected("the assignment holds no task".to_owned()))?;
         let wanted = container::spec(task).ok_or_else(|| rejected("the task's spec has no container".to_owned()))?;
-        let wanted = &template(wanted, own, task, &self.node)?;
+        let wanted = &mapping::template(wanted, own, task, &self.node)?;
         let image = match (made_of, self.image_of(&own.id)) {
             (Some(id), _) => self.resolve(id).await?,
             (None, Some(image)) => image,
@@ -91,41 +91,15 @@ impl NodeHands {
         let delivered = assignments.wait_for(|a| container::files(a, wanted).is_ok());
         let _ = tokio::time::timeout(WIRES_WITHIN, delivered).await;
         let files = container::files(&self.assignments.borrow(), wanted)?;
-        Ok(ContainerSpec {
-            id: container::id(&own.id),
+        let given = mapping::Given {
+            process,
             layers,
-            args: process.args,
-            env: process.env,
-            cwd: process.dir,
-            user: process.user,
-            groups: wanted.groups.clone(),
-            hostname: container::hostname(own, wanted),
-            hosts: container::hosts(own, wanted),
-            resolv_conf: container::resolv_conf(wanted, &self.search),
-            netns: Some(self.netns_dir.join(&own.id)),
-            mounts: mounts(wanted)?,
-            files: files.into_iter().map(injected).collect(),
-            read_only: wanted.read_only,
-            tty: wanted.tty,
-            init: wanted.init.unwrap_or(false),
-            stop_signal: process.stop_signal,
-            resources: resources(task),
-            cap_add: wanted.capability_add.clone(),
-            cap_drop: wanted.capability_drop.clone(),
-            sysctls: wanted.sysctls.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-            ulimits: wanted.ulimits.iter().map(ulimit).collect(),
-            oom_score_adj: i32::try_from(wanted.oom_score_adj).unwrap_or(0),
-            labels: container::labels(own, task, wanted)
-                .into_iter()
-                .chain([(container::IMAGE_LABEL.to_owned(), image.id)])
-                .collect(),
-            log: log_options(task),
-            seccomp: if wanted.privileges.as_ref().is_some_and(|p| p.seccomp_unconfined) {
-                Seccomp::Unconfined
-            } else {
-                Seccomp::Default
-            },
-        })
+            image_id: image.id,
+            files,
+            netns: self.netns_dir.join(&own.id),
+            search: &self.search,
+        };
+        mapping::container(task, own, wanted, given)
     }
 }
 
@@ -314,122 +288,5 @@ async fn timed<T, E: std::error::Error>(what: &str, step: impl Future<Output = R
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(failed(format!("{what}: {}", chain(&error)))),
         Err(_) => Err(failed(format!("{what} took longer than {} s", STEP_WITHIN.as_secs()))),
-    }
-}
-
-/// The container's spec with the placeholders of its environment and host name replaced; nothing else may have any.
-fn template(
-    spec: &skep_proto::v1::ContainerSpec,
-    task: &Task,
-    assignment: &TaskAssignment,
-    node: &NodeDescription,
-) -> Result<skep_proto::v1::ContainerSpec, Failure> {
-    let platform = node.platform.clone().unwrap_or_default();
-    let value = |field: &Field| match field {
-        Field::ServiceId => task.service_id.clone(),
-        Field::ServiceName => assignment.service_name.clone(),
-        Field::ServiceLabel(name) => assignment.service_labels.get(name).cloned().unwrap_or_default(),
-        Field::NodeId => task.node_id.clone(),
-        Field::NodeHostname => node.hostname.clone(),
-        Field::NodeOs => platform.os.clone(),
-        Field::NodeArchitecture => platform.architecture.clone(),
-        Field::TaskId => task.id.clone(),
-        Field::TaskName => task.name.clone(),
-        // Tasks of a global service have no slot; their node tells them apart.
-        Field::TaskSlot if task.slot == 0 => task.node_id.clone(),
-        Field::TaskSlot => task.slot.to_string(),
-    };
-    let expand = |what: &str, text: &str| match template::expand(text, value) {
-        Ok(expanded) => Ok(expanded.into_owned()),
-        Err(error) => Err(rejected(format!("{what} {text:?}: {error}"))),
-    };
-    Ok(skep_proto::v1::ContainerSpec {
-        env: spec.env.iter().map(|entry| expand("variable", entry)).collect::<Result<_, _>>()?,
-        hostname: expand("host name", &spec.hostname)?,
-        ..spec.clone()
-    })
-}
-
-fn mounts(spec: &skep_proto::v1::ContainerSpec) -> Result<Vec<Mount>, Failure> {
-    let mount = |m: &skep_proto::v1::Mount| match m.r#type() {
-        MountType::Bind => {
-            Ok(Mount::Bind { source: (&m.source).into(), target: (&m.target).into(), read_only: m.read_only })
-        }
-        MountType::Tmpfs => Ok(Mount::Tmpfs {
-            target: (&m.target).into(),
-            size: u64::try_from(m.tmpfs_size_bytes).ok().filter(|s| *s > 0),
-            mode: (m.tmpfs_mode != 0).then_some(m.tmpfs_mode),
-            read_only: m.read_only,
-        }),
-        MountType::Volume => Err(rejected(format!("mount {}: volumes are not available on this node", m.target))),
-    };
-    spec.mounts.iter().map(mount).collect()
-}
-
-fn injected(file: container::File) -> InjectedFile {
-    InjectedFile { path: file.path.into(), bytes: file.data, uid: file.uid, gid: file.gid, mode: file.mode }
-}
-
-fn resources(task: &TaskAssignment) -> Resources {
-    let wanted = task.spec.as_ref().and_then(|s| s.resources).unwrap_or_default();
-    let limits = wanted.limits.unwrap_or_default();
-    Resources {
-        memory_bytes: u64::try_from(limits.memory_bytes).ok().filter(|b| *b > 0),
-        memory_swap: Some(wanted.memory_swap_bytes).filter(|b| *b != 0),
-        nano_cpus: u64::try_from(limits.nano_cpus).ok().filter(|n| *n > 0),
-        pids: Some(wanted.pids_limit).filter(|p| *p > 0),
-    }
-}
-
-fn ulimit(limit: &skep_proto::v1::Ulimit) -> Ulimit {
-    let bound = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
-    Ulimit { name: limit.name.clone(), soft: bound(limit.soft), hard: bound(limit.hard) }
-}
-
-/// `max-size` and `max-file` of the log driver, as users write them.
-fn log_options(task: &TaskAssignment) -> LogOptions {
-    let mut options = LogOptions::default();
-    let Some(driver) = task.spec.as_ref().and_then(|s| s.log_driver.as_ref()) else { return options };
-    if let Some(size) = driver.options.get("max-size").and_then(|t| size::parse(t)) {
-        options.max_size = size.max(4096);
-    }
-    if let Some(files) = driver.options.get("max-file").and_then(|t| t.parse().ok()) {
-        options.max_files = files;
-    }
-    options
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn placeholders_name_the_task_and_its_node() {
-        let task = Task { id: "t1".into(), slot: 3, node_id: "n1".into(), ..Task::default() };
-        let assignment = TaskAssignment {
-            service_name: "web".into(),
-            service_labels: [("tier".to_owned(), "front".to_owned())].into(),
-            ..TaskAssignment::default()
-        };
-        let node = NodeDescription {
-            hostname: "host-1".into(),
-            platform: Some(skep_proto::v1::Platform { architecture: "x86_64".into(), os: "linux".into() }),
-            ..NodeDescription::default()
-        };
-        let expand = |hostname: &str, env: &[&str], task: &Task| {
-            let spec = skep_proto::v1::ContainerSpec {
-                hostname: hostname.into(),
-                env: env.iter().map(|e| (*e).to_owned()).collect(),
-                ..Default::default()
-            };
-            template(&spec, task, &assignment, &node).map(|spec| (spec.hostname, spec.env))
-        };
-        let env = ["A={{.Service.Name}}-{{.Task.Slot}}", "B=plain", "C={{.Node.Platform.Architecture}}"];
-        let expanded = expand("{{.Service.Name}}-{{.Node.Hostname}}-{{.Service.Labels.tier}}", &env, &task);
-        let env = ["A=web-3", "B=plain", "C=x86_64"].map(str::to_owned).to_vec();
-        assert_eq!(expanded, Ok(("web-host-1-front".to_owned(), env)));
-        let global = Task { slot: 0, ..task.clone() };
-        assert_eq!(expand("s-{{.Task.Slot}}", &[], &global).map(|e| e.0), Ok("s-n1".to_owned()));
-        assert!(expand("", &["A={{.Nonsense}}"], &task).is_err_and(|f| f.rejected));
     }
 }

@@ -172,11 +172,11 @@ impl Worker {
         let facts = wires::Facts { underlay: config.underlay, gateway: config.gateway, upstream: config.resolvers };
         let wire = wire(assigned.subscribe(), sandboxes.subscribe(), desired, facts);
         let acknowledge = acknowledge(driver, applied_sender);
-        let (run, supervise) = (worker.clone(), worker.clone());
+        let (run, supervise, node_id) = (worker.clone(), worker.clone(), config.node_id);
         let session = async move {
             let inner = &run.0;
-            session::run(inner.as_ref(), connector.as_ref(), inner.managers.subscribe(), &inner.connected, &inner.stop)
-                .await;
+            let (managers, connected) = (inner.managers.subscribe(), &inner.connected);
+            session::run(inner.as_ref(), &node_id, connector.as_ref(), managers, connected, &inner.stop).await;
         };
         let keep = keep(file, assigned.subscribe());
         let jobs: [futures::future::BoxFuture<'static, ()>; 3] =

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
 use skep_proto::pace::Pace;
 use skep_proto::v1::dispatcher_client::DispatcherClient;
 use skep_proto::v1::session_message::Kind;
@@ -29,6 +30,8 @@ const REPORT_SIZE: usize = 1000;
 /// Pause after every known manager was tried in vain; doubles.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A session that was open for this long was one; a manager that ends it sooner is as good as none.
+const STEADY: Duration = Duration::from_secs(5);
 /// Largest message that a manager may send.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
@@ -50,28 +53,29 @@ pub(crate) trait Owner: Send + Sync {
     fn logs(&self) -> Arc<dyn logs::Source>;
 }
 
-/// Keeps a session open until told to stop.
+/// Keeps a session open until told to stop. `node_id`: this node's, which says where in the list of managers it begins.
 pub(crate) async fn run<O: Owner>(
     owner: &O,
+    node_id: &str,
     connector: &dyn Connector,
     managers: watch::Receiver<Vec<String>>,
     connected: &watch::Sender<Option<String>>,
     stop: &CancellationToken,
 ) {
-    let mut turn = 0usize;
+    let mut turn = beginning(node_id);
     let mut pause = PAUSE;
     loop {
         let addresses = managers.borrow().clone();
         for _ in 0..addresses.len() {
             let address = &addresses[turn % addresses.len()];
-            turn += 1;
+            turn = turn.wrapping_add(1);
             let outcome = tokio::select! {
                 outcome = one(owner, connector, address, connected) => outcome,
                 () = stop.cancelled() => return,
             };
             connected.send_replace(None);
             match outcome {
-                Ok(()) => pause = PAUSE,
+                Ok(open) => pause = pause_after(pause, open),
                 Err(status) => {
                     tracing::debug!(manager.address = address, error = status.message(), code = ?status.code(), "no session");
                 }
@@ -85,13 +89,25 @@ pub(crate) async fn run<O: Owner>(
     }
 }
 
-/// One session. `Ok` means that it was open for a while.
+/// Where in the list of managers a node begins, to be taken modulo the number of managers: the same at every start, and
+/// spread evenly over the nodes of a cluster.
+fn beginning(node_id: &str) -> usize {
+    let digest: [u8; 32] = Sha256::digest(node_id).into();
+    usize::from(u16::from_be_bytes([digest[0], digest[1]]))
+}
+
+/// The pause once a session has ended that was `open` for so long.
+fn pause_after(pause: Duration, open: Duration) -> Duration {
+    if open >= STEADY { PAUSE } else { pause }
+}
+
+/// One session, from its beginning to its end. `Ok` says how long it was open.
 async fn one<O: Owner>(
     owner: &O,
     connector: &dyn Connector,
     address: &str,
     connected: &watch::Sender<Option<String>>,
-) -> Result<(), Status> {
+) -> Result<Duration, Status> {
     let channel = connector.channel(address).map_err(|e| Status::unavailable(e.to_string()))?;
     let mut client = DispatcherClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let request = SessionRequest { description: Some(owner.description()), generation: owner.generation() };
@@ -106,6 +122,7 @@ async fn one<O: Owner>(
         .await
         .map_err(|_| Status::deadline_exceeded("the manager did not open a session within 3 s"))??;
     tracing::info!(manager.address = address, session.id = registered.session_id, "session open");
+    let begun = Instant::now();
     connected.send_replace(Some(address.to_owned()));
     owner.statuses().retell();
     let heartbeat = skep_proto::time::duration(registered.heartbeat_ns).max(Duration::from_millis(100));
@@ -114,7 +131,7 @@ async fn one<O: Owner>(
         ended = tell(owner, client.clone(), &registered.session_id, heartbeat) => ended,
     };
     tracing::info!(manager.address = address, why = ended.message(), "session ended");
-    Ok(())
+    Ok(begun.elapsed())
 }
 
 /// Takes in what the manager says, until the stream ends.
@@ -201,5 +218,36 @@ async fn tell<O: Owner>(
         let linger = LINGER.min(heartbeat / 4);
         let _ = tokio::time::timeout(linger, owner.statuses().settled()).await;
         tokio::time::sleep_until(pace.next(Instant::now()).into()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_begin_at_managers_of_their_own() {
+        for (node_id, of_three, of_five) in
+            [("", 1, 3), ("a", 2, 3), ("b", 1, 2), ("c", 0, 1), ("4ad9u0gkqv3tq2j1y5b1y9w8s", 0, 3)]
+        {
+            let begins = beginning(node_id);
+            assert_eq!((begins % 3, begins % 5), (of_three, of_five), "{node_id}");
+        }
+        for managers in [2, 3, 5, 7] {
+            let mut nodes = vec![0; managers];
+            for n in 0..1000 {
+                nodes[beginning(&format!("node-{n}")) % managers] += 1;
+            }
+            let fair = 1000 / managers;
+            assert!(nodes.iter().all(|n| (fair * 3 / 4..=fair * 5 / 4).contains(n)), "{nodes:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_session_that_was_open_for_a_while_ends_the_pauses() {
+        let (ms, longer) = (Duration::from_millis, Duration::from_millis(800));
+        for (open, expected) in [(ms(0), longer), (ms(4999), longer), (ms(5000), PAUSE), (ms(60_000), PAUSE)] {
+            assert_eq!(pause_after(longer, open), expected, "open for {open:?}");
+        }
     }
 }

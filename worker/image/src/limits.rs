@@ -45,7 +45,9 @@ impl Default for Limits {
 
 /// A limit that an archive ran into.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{what} exceed the limit of {limit}; if the image is to be trusted, load it with higher limits")]
+#[error(
+    "{what} exceed the limit of {limit}, which can't be raised: build the image with fewer layers and files, or split it"
+)]
 pub struct LimitExceeded {
     /// What there was too much of.
     pub what: &'static str,
@@ -87,5 +89,21 @@ impl Budget {
 
     pub(crate) fn used(&self) -> u64 {
         self.used
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_is_said_with_what_to_do() {
+        let mut budget = Budget::new("entries", 3);
+        assert_eq!(budget.spend(2), Ok(()));
+        assert_eq!(budget.could_spend(1), Ok(()));
+        let why = "entries exceed the limit of 3, which can't be raised: build the image with fewer layers and files, or \
+                   split it";
+        assert_eq!(budget.spend(2).map_err(|e| e.to_string()), Err(why.to_owned()));
+        assert_eq!((budget.used(), budget.spend(1), budget.used()), (2, Ok(()), 3));
     }
 }
