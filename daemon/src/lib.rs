@@ -118,7 +118,7 @@ impl Reload {
         });
         match read {
             Ok(config) => {
-                tracing::info!(level = config.log_level, "settings read again; the log level is in force");
+                tracing::info!(log_level = config.log_level, "settings read again; the log level is in force");
                 let waiting = self.running.fixed_differences(&config);
                 if !waiting.is_empty() {
                     tracing::warn!(

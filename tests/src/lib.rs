@@ -2,10 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,19 +20,59 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// How long one request may take.
 pub const REQUEST: Duration = Duration::from_secs(3);
 
+/// One test at a time has a cluster: `cargo test` runs the tests of a program beside each other, and whole clusters share
+/// a machine badly.
+static CLUSTERS: Mutex<()> = Mutex::new(());
+
+/// The right to have clusters, until dropped.
+pub struct Turn {
+    _guard: MutexGuard<'static, ()>,
+}
+
+impl Turn {
+    /// Waits for it. A test that failed with it has given it back like any other.
+    pub fn wait() -> Rc<Self> {
+        Rc::new(Self { _guard: CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner) })
+    }
+}
+
+/// The name of a test's lab: no other process has it.
+pub fn lab_name(what: &str) -> String {
+    format!("{what}-{}", std::process::id())
+}
+
 /// A cluster for one test. Taken down when dropped, and looked after.
 pub struct Cluster {
     /// The lab under it.
     pub lab: Lab,
     name: String,
+    turn: Rc<Turn>,
 }
 
 impl Cluster {
     /// A cluster of so many nodes, the first of them managers, with the `whoami` image on every node.
     pub fn up(what: &str, nodes: usize, managers: usize) -> Result<Self> {
-        let name = format!("{what}-{}", std::process::id());
-        let plan = Plan { name: name.clone(), nodes, managers, stage: Stage::Swarm };
-        let cluster = Self { lab: Lab::up(&plan, &program("skep")?, &mut |_| {})?, name };
+        Self::swarm(what, nodes, managers, Turn::wait())
+    }
+
+    /// Another one, at the same time.
+    pub fn beside(&self, what: &str, nodes: usize, managers: usize) -> Result<Self> {
+        Self::swarm(what, nodes, managers, Rc::clone(&self.turn))
+    }
+
+    /// A lab that is built only so far, without images.
+    pub fn staged(what: &str, nodes: usize, managers: usize, stage: Stage) -> Result<Self> {
+        Self::build(what, nodes, managers, stage, Turn::wait())
+    }
+
+    fn build(what: &str, nodes: usize, managers: usize, stage: Stage, turn: Rc<Turn>) -> Result<Self> {
+        let name = lab_name(what);
+        let plan = Plan { name: name.clone(), nodes, managers, stage };
+        Ok(Self { lab: Lab::up(&plan, &program("skep")?, &mut |_| {})?, name, turn })
+    }
+
+    fn swarm(what: &str, nodes: usize, managers: usize, turn: Rc<Turn>) -> Result<Self> {
+        let cluster = Self::build(what, nodes, managers, Stage::Swarm, turn)?;
         let image = program("whoami.tar")?;
         for node in cluster.lab.nodes() {
             cluster.lab.skep_ok(&node, &["image", "load", "--input", &image.to_string_lossy()])?;
@@ -123,6 +166,11 @@ impl Cluster {
         let list = self.skep(asked, &["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"])?;
         let leader = list.lines().find_map(|l| l.strip_suffix(" Leader"));
         leader.map(|l| l.trim().to_owned()).with_context(|| format!("no leader in {list:?}"))
+    }
+
+    /// Name of its lab.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Takes the cluster down and fails when something of it is left.
@@ -226,5 +274,40 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
         let failed = self.workers.into_iter().flat_map(|w| w.join().unwrap_or_default()).collect();
         (self.sent.load(Ordering::Relaxed), failed)
+    }
+}
+
+/// One call of the Engine API.
+pub fn api(socket: &Path, path: &str) -> Result<serde_json::Value> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(REQUEST))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: skep\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    serde_json::from_str(body).with_context(|| format!("{path}: {body}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_test_at_a_time_has_clusters_and_a_failed_one_gives_its_turn_back() {
+        let turn = Turn::wait();
+        assert!(matches!(CLUSTERS.try_lock(), Err(std::sync::TryLockError::WouldBlock)));
+        let shared = Rc::clone(&turn);
+        drop(turn);
+        assert!(
+            matches!(CLUSTERS.try_lock(), Err(std::sync::TryLockError::WouldBlock)),
+            "a cluster of it still stands"
+        );
+        drop(shared);
+        let failed = std::thread::spawn(|| {
+            let _turn = Turn::wait();
+            std::panic::resume_unwind(Box::new("as a failed test does"));
+        });
+        assert!(failed.join().is_err());
+        let _next = Turn::wait();
     }
 }

@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use skep_deploy::lab::layout::OUTSIDE;
-use skep_deploy::lab::{Lab, Plan, Stage, leftovers};
-use skep_tests::{REQUEST, eventually, program};
+use skep_deploy::lab::{Lab, Stage};
+use skep_tests::{Cluster, REQUEST, eventually, program};
 
 /// One client program against the nodes of one lab.
 struct Docker<'a> {
@@ -35,35 +37,113 @@ impl Docker<'_> {
     }
 }
 
-/// The clients on this machine, each program once.
-fn clients() -> Vec<PathBuf> {
-    let found: BTreeSet<PathBuf> =
-        ["/usr/bin/docker", "/usr/local/bin/docker"].iter().filter_map(|p| Path::new(p).canonicalize().ok()).collect();
-    found.into_iter().collect()
+/// The clients that people have: where they are looked for, and how their version begins.
+const CLIENTS: [(&str, &str, &str); 2] =
+    [("/usr/bin/docker", "20.10.", "Debian's docker 20.10"), ("/usr/local/bin/docker", "28.", "docker 28")];
+
+/// The clients on this machine, each program once, with its version.
+fn clients() -> BTreeMap<PathBuf, String> {
+    let found = CLIENTS.iter().filter_map(|(path, ..)| {
+        let client = Path::new(path).canonicalize().ok()?;
+        // "Docker version 28.2.2, build ..."
+        let said = Command::new(&client).arg("--version").output().ok()?.stdout;
+        let said = String::from_utf8(said).ok()?;
+        let version = said.trim().strip_prefix("Docker version ")?.split(',').next()?.to_owned();
+        Some((client, version))
+    });
+    found.collect()
 }
 
 #[test]
 fn docker_makes_a_swarm_and_runs_services() -> Result<()> {
     let clients = clients();
-    if clients.is_empty() {
-        println!("UNTESTED: there is no docker client on this machine");
-        return Ok(());
+    for (client, version) in &clients {
+        println!("docker client {version}: {}", client.display());
     }
-    for (i, client) in clients.iter().enumerate() {
-        let name = format!("docker{i}-{}", std::process::id());
-        let plan = Plan { name: name.clone(), nodes: 3, managers: 3, stage: Stage::Daemons };
-        let lab = Lab::up(&plan, &program("skep")?, &mut |_| {})?;
-        let tried = walk(&Docker { client, lab: &lab });
-        Lab::down(&name)?;
-        tried.with_context(|| format!("with {}", client.display()))?;
-        assert_eq!(leftovers(&name), Vec::<String>::new());
+    for (path, wanted, name) in CLIENTS {
+        if !clients.values().any(|version| version.starts_with(wanted)) {
+            println!("UNTESTED: {name} ({path}) is not on this machine");
+        }
+    }
+    for (i, (client, version)) in clients.iter().enumerate() {
+        let cluster = Cluster::staged(&format!("docker{i}"), 3, 3, Stage::Daemons)?;
+        walk(&Docker { client, lab: &cluster.lab }).with_context(|| format!("with docker {version}"))?;
+        cluster.down()?;
     }
     Ok(())
 }
 
+/// `docker events` of the swarm, as one manager tells them while things happen.
+struct Events {
+    client: Child,
+    file: tempfile::NamedTempFile,
+}
+
+impl Events {
+    fn follow(docker: &Docker<'_>, node: &str) -> Result<Self> {
+        let file = tempfile::NamedTempFile::new()?;
+        // From a moment ago: nothing is lost until it is connected.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
+        let client = Command::new(docker.client)
+            .args(["events", "--since", &since, "--filter", "scope=swarm", "--format"])
+            .arg("{{.Scope}} {{.Type}} {{.Action}} {{.Actor.Attributes.name}}")
+            .env_remove("DOCKER_CONTEXT")
+            .env("DOCKER_HOST", format!("unix://{}", docker.lab.socket(node).display()))
+            .stdin(Stdio::null())
+            .stdout(File::create(file.path())?)
+            .spawn()?;
+        Ok(Self { client, file })
+    }
+
+    /// Waits until it has told of all that happened to the service, in its order.
+    fn tell(&self, service: &str) -> Result<()> {
+        eventually("the service's events", || {
+            let told = std::fs::read_to_string(self.file.path())?;
+            ensure!(told.lines().all(|line| line.starts_with("swarm ")), "of another scope: {told}");
+            let of_service = told.lines().filter_map(|line| line.strip_prefix("swarm service "));
+            let mut actions: Vec<&str> =
+                of_service.filter_map(|line| line.strip_suffix(service)).map(str::trim_end).collect();
+            actions.dedup();
+            ensure!(actions == ["create", "update", "remove"], "{told}");
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+/// Every task's output is there, and each line says of which task on which node it is.
+fn logs(docker: &Docker<'_>, tasks: usize) -> Result<()> {
+    let format = "{{.Name}}.{{.ID}}@{{.Node}}";
+    let running =
+        docker.run("n1", &["service", "ps", "--filter", "desired-state=running", "--format", format, "web"])?;
+    let running: BTreeSet<&str> = running.lines().collect();
+    assert_eq!(running.len(), tasks, "{running:?}");
+    eventually("a line of every task", || {
+        let log = docker.run("n2", &["service", "logs", "--tail", "5", "web"])?;
+        let mut listening = BTreeSet::new();
+        for line in log.lines() {
+            let (task, text) = line.split_once('|').with_context(|| format!("whose line is this? {line:?}"))?;
+            if text.starts_with(" listening on ") {
+                listening.insert(task.trim_end());
+            }
+        }
+        ensure!(running.is_subset(&listening), "{running:?} are not all in {log}");
+        let raw = docker.run("n2", &["service", "logs", "--raw", "web"])?;
+        ensure!(raw.lines().filter(|line| line.starts_with("listening on ")).count() >= tasks, "raw: {raw}");
+        ensure!(!raw.contains('|'), "raw, and yet with names: {raw}");
+        Ok(())
+    })
+}
+
 /// The worker remembers what happened to its containers and images.
 fn told(docker: &Docker<'_>) -> Result<()> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     // Whole seconds: the one that has begun is to be over.
     let now = (now + 1).to_string();
     let events = |filter: &str| {
@@ -97,6 +177,7 @@ fn walk(docker: &Docker<'_>) -> Result<()> {
         if nodes.lines().filter(|l| l.contains("Ready")).count() == 3 { Ok(nodes) } else { bail!("{nodes}") }
     })?;
     assert!(nodes.contains("n1 Ready Leader"), "{nodes}");
+    let events = Events::follow(docker, "n1")?;
     let image = program("whoami.tar")?;
     for node in lab.nodes() {
         docker.run(&node, &["image", "load", "-i", &image.to_string_lossy()])?;
@@ -121,13 +202,15 @@ fn walk(docker: &Docker<'_>) -> Result<()> {
     let spec =
         docker.run("n1", &["service", "inspect", "--format", "{{.Spec.TaskTemplate.ContainerSpec.Env}}", "web"])?;
     assert!(spec.contains("COLOUR=blue"), "{spec}");
-    docker.run("n1", &["service", "logs", "--tail", "5", "web"])?;
+    logs(docker, 5)?;
     assert!(docker.run("n1", &["network", "ls"])?.contains("ingress"));
     let used = docker.run("n1", &["network", "rm", "net"]).expect_err("a network in use");
     assert!(used.to_string().contains("in use"), "{used}");
     let port = docker.run("n1", &["service", "create", "-d", "--name", "other", "-p", "8080:80", "whoami"]);
     assert!(port.expect_err("a port in use").to_string().contains("8080"));
     docker.run("n1", &["service", "rm", "web"])?;
+    events.tell("web")?;
+    drop(events);
     eventually("no container", || {
         let left: Vec<String> = lab.nodes().iter().map(|n| docker.run(n, &["ps", "-aq"])).collect::<Result<_>>()?;
         if left.concat().trim().is_empty() { Ok(()) } else { bail!("{left:?}") }

@@ -7,10 +7,10 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use skep_deploy::lab::layout::OUTSIDE;
 use skep_net_kernel::ns::Namespace;
-use skep_tests::{Cluster, REQUEST, eventually};
+use skep_tests::{Cluster, REQUEST, api, eventually};
 
 #[test]
 fn a_stream_outlives_the_daemons_of_every_node() -> Result<()> {
@@ -45,6 +45,68 @@ fn a_stream_outlives_the_daemons_of_every_node() -> Result<()> {
         assert_eq!(before, after, "no task was replaced");
     }
     cluster.reachable(2)?;
+    cluster.down()
+}
+
+/// The manager that a node has its session with, by the node's log, and how many sessions were opened so far.
+fn session(cluster: &Cluster, node: &str) -> Result<(String, usize)> {
+    let log = std::fs::read_to_string(cluster.lab.log(node))?;
+    let opened: Vec<&str> = log.lines().filter(|line| line.contains("session open")).collect();
+    let last = opened.last().context("no session yet")?;
+    for manager in cluster.lab.nodes() {
+        if last.contains(&format!("manager.address=\"{}:2377\"", cluster.lab.address(&manager)?)) {
+            return Ok((manager, opened.len()));
+        }
+    }
+    bail!("no manager in {last:?}")
+}
+
+#[test]
+fn a_worker_whose_manager_dies_goes_to_another_one_and_nobody_takes_it_for_dead() -> Result<()> {
+    let cluster = Cluster::up("orphan", 4, 3)?;
+    let create = "service create --detach --name pinned --replicas 2 --constraint node.role==worker whoami";
+    cluster.skep("n1", &create.split_whitespace().collect::<Vec<_>>())?;
+    let mut tasks = cluster.running("n1", "pinned", 2)?;
+    for replicas in 3..5 {
+        assert!(tasks.values().all(|node| node == "n4"), "{tasks:?}");
+        let containers = cluster.skep("n4", &["container", "ls", "--no-trunc", "--quiet"])?;
+        let (lost, opened) = session(&cluster, "n4")?;
+        let asked = if lost == "n1" { "n2" } else { "n1" };
+        let led = cluster.leader(asked)?;
+        let begun = Instant::now();
+        cluster.lab.kill(&lost)?;
+
+        // Until the dead one is known to be dead: for that long, a lost worker would be noticed too.
+        let (mut seen, mut moved) = (BTreeSet::new(), None);
+        eventually("the loss noticed, and another session", || {
+            let (manager, now) = session(&cluster, "n4")?;
+            if now > opened && manager != lost {
+                moved.get_or_insert((manager, begun.elapsed()));
+            }
+            let list = cluster.skep(asked, &["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
+            seen.extend(
+                list.lines().filter_map(|line| line.strip_prefix("n4 ")).map(|status| status.trim().to_owned()),
+            );
+            ensure!(list.lines().any(|line| line.trim() == format!("{lost} Down")), "{list}");
+            ensure!(moved.is_some(), "still with {lost}");
+            Ok(())
+        })?;
+        let dead = begun.elapsed();
+        println!("n4's manager {lost} killed (leader {led}); session with, after: {moved:?}; down after {dead:?}");
+        assert_eq!(seen, BTreeSet::from(["Ready".to_owned()]), "what n4 was listed as meanwhile");
+
+        cluster.skep(asked, &["service", "scale", "--detach", &format!("pinned={replicas}")])?;
+        let after = cluster.running(asked, "pinned", replicas)?;
+        assert!(tasks.iter().all(|task| after.get(task.0) == Some(task.1)), "{tasks:?} became {after:?}");
+        let running = cluster.skep("n4", &["container", "ls", "--no-trunc", "--quiet"])?;
+        assert!(containers.lines().all(|id| running.lines().any(|r| r == id)), "{containers} became {running}");
+        tasks = after;
+        cluster.lab.restart(&lost)?;
+        eventually("three managers again", || {
+            let now = managers(&cluster, asked)?;
+            if now == ["n1", "n2", "n3"] { Ok(()) } else { bail!("{now:?}") }
+        })?;
+    }
     cluster.down()
 }
 
@@ -338,13 +400,56 @@ fn a_partitioned_worker_comes_back_and_no_address_is_doubled() -> Result<()> {
     cluster.down()
 }
 
-/// Every task that is not known to have ended holds addresses of its own.
+/// Every task that is not known to have ended holds addresses of its own, by what the managers say and by what the
+/// containers have in their namespaces.
 fn no_address_twice(cluster: &Cluster) -> Result<()> {
+    let mut owners = told_addresses(cluster)?;
+    let told: BTreeSet<String> = owners.keys().cloned().collect();
+    let mut agreed = 0;
+    for (address, task) in held_addresses(cluster)? {
+        agreed += usize::from(told.contains(&address));
+        if let Some(other) = owners.insert(address.clone(), task.clone())
+            && other != task
+        {
+            bail!("tasks {other} and {task} both hold {address}");
+        }
+    }
+    // Three tasks, each on `net` and on `ingress`.
+    assert!(agreed >= 6, "what containers hold is not what n1 tells: {owners:?}");
+    Ok(())
+}
+
+/// Addresses on networks of the swarm that containers hold, and their tasks; n3 is asked too while it is cut off.
+fn held_addresses(cluster: &Cluster) -> Result<Vec<(String, String)>> {
+    let mut held = Vec::new();
+    for node in cluster.lab.nodes() {
+        for id in cluster.skep(&node, &["container", "ls", "--no-trunc", "--quiet"])?.lines() {
+            let container = api(&cluster.lab.socket(&node), &format!("/containers/{id}/json"))?;
+            let task = container["Config"]["Labels"]["com.docker.swarm.task.id"].as_str().context("no task's label")?;
+            let pid = container["State"]["Pid"].as_i64().context("no process")?.to_string();
+            let mut look = cluster.lab.exec(&node, "nsenter")?;
+            let output = look.args(["-t", &pid, "-n", "busybox", "ip", "-4", "-o", "addr"]).output()?;
+            let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(output.status.success(), "{node}: {shown}{}", String::from_utf8_lossy(&output.stderr));
+            // The gateway's addresses are the node's own affair, and virtual ones belong to the service.
+            let addresses = shown.lines().filter(|line| line.contains(" inet 10.") && !line.contains(": lo "));
+            for line in addresses {
+                let address =
+                    line.split_whitespace().skip_while(|word| *word != "inet").nth(1).context("an address")?;
+                held.push((address.to_owned(), task.to_owned()));
+            }
+        }
+    }
+    Ok(held)
+}
+
+/// Addresses of tasks that are not known to have ended, as n1 tells them.
+fn told_addresses(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     let ids = cluster.skep("n1", &["service", "ps", "--no-trunc", "--quiet", "web"])?;
     let mut owners: BTreeMap<String, String> = BTreeMap::new();
     for id in ids.lines() {
         let socket = cluster.lab.socket("n1");
-        let task = get(&socket, &format!("/tasks/{id}"))?;
+        let task = api(&socket, &format!("/tasks/{id}"))?;
         if matches!(
             task["Status"]["State"].as_str(),
             Some("complete" | "failed" | "shutdown" | "rejected" | "orphaned")
@@ -359,16 +464,5 @@ fn no_address_twice(cluster: &Cluster) -> Result<()> {
             }
         }
     }
-    Ok(())
-}
-
-/// One call of the Engine API.
-fn get(socket: &std::path::Path, path: &str) -> Result<serde_json::Value> {
-    let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(REQUEST))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: skep\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    serde_json::from_str(body).with_context(|| format!("{path}: {body}"))
+    Ok(owners)
 }
