@@ -1,5 +1,7 @@
 //! `skep image`: what a node's store holds, and the archives that fill it.
 
+mod layout;
+
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -25,7 +27,7 @@ pub(crate) enum Command {
     /// List images
     #[command(visible_alias = "list")]
     Ls(LsArgs),
-    /// Load an image from a tar archive or STDIN
+    /// Load an image from a tar archive, an OCI layout or STDIN
     Load(LoadArgs),
     /// Import the contents from a tarball to create a filesystem image
     Import {
@@ -94,7 +96,7 @@ pub(crate) struct LsArgs {
 /// Flags of `load`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LoadArgs {
-    /// Read from tar archive file, instead of STDIN
+    /// Read from tar archive file, or from a directory with an OCI layout, instead of STDIN
     #[arg(short, long)]
     input: Option<PathBuf>,
     /// Suppress the load output
@@ -198,13 +200,17 @@ fn created(image: &Value) -> String {
     if image.number("Created") <= 0 { "N/A".to_owned() } else { human::ago(image.at("Created")) }
 }
 
-/// Sends an archive to the node.
+/// Sends an archive to the node, or a directory as one.
 pub(crate) async fn load(client: &Client, args: LoadArgs) -> Result<()> {
     if args.input.is_none() && std::io::stdin().is_terminal() {
         bail!("requested load from stdin, but stdin is empty: give --input or redirect a file");
     }
     let quiet = if args.quiet { "1" } else { "0" };
-    let answers = client.upload("/images/load", &[("quiet", quiet)], source(args.input.as_deref()).await?).await?;
+    let archive = match args.input.as_deref() {
+        Some(dir) if dir.is_dir() => layout::archive(dir)?.left_stream(),
+        file => source(file).await?.right_stream(),
+    };
+    let answers = client.upload("/images/load", &[("quiet", quiet)], archive).await?;
     answers.iter().try_for_each(|answer| line(answer.text("stream").trim_end()))
 }
 

@@ -10,6 +10,7 @@ mod daemon;
 mod human;
 mod image;
 mod lab;
+mod logs;
 mod network;
 mod node;
 mod output;
@@ -55,6 +56,9 @@ enum Command {
     /// Manage swarm services
     #[command(subcommand)]
     Service(Box<service::Command>),
+    /// Look at the tasks of the swarm
+    #[command(subcommand)]
+    Task(task::Command),
     /// Manage networks
     #[command(subcommand)]
     Network(network::Command),
@@ -174,6 +178,7 @@ async fn ask(client: &Client, command: Command) -> Result<ExitCode> {
         Command::Swarm(command) => swarm::run(client, command).await?,
         Command::Node(command) => node::run(client, command).await?,
         Command::Service(command) => return service::run(client, *command).await,
+        Command::Task(command) => task::run(client, command).await?,
         Command::Network(command) => network::run(client, command).await?,
         Command::Image(command) => image::run(client, command).await?,
         Command::Container(command) => container::run(client, command).await?,

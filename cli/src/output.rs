@@ -17,9 +17,9 @@ const OPTIONAL: &str = "\
     EnableIPv4 Endpoint ExecIDs Experimental ExperimentalBuild FirewallBackend GenericResources GoVersion \
     GraphDriver HostConfig HostnamePath HostsPath HttpProxy HttpsProxy Identity IndexServerAddress InitBinary \
     InitCommit Isolation JobIteration JobStatus Labels LogPath ManagerStatus Manifests Metadata MountLabel \
-    Mounts NRI Name NoProxy OSVersion OsVersion Parent Peers Platform Plugins PreviousSpec ProcessLabel \
-    ProductLicense RegistryConfig RepoDigests RepoTags ResolvConfPath RuncCommit Runtimes SecurityOptions \
-    ServiceStatus Services SizeRootFs SizeRw Status Storage UpdateStatus Variant Warnings";
+    Mounts NRI Name NetworksAttachments NoProxy NodeID OSVersion OsVersion Parent Peers Platform Plugins \
+    PreviousSpec ProcessLabel ProductLicense RegistryConfig RepoDigests RepoTags ResolvConfPath RuncCommit \
+    Runtimes SecurityOptions ServiceStatus Services SizeRootFs SizeRw Slot Status Storage UpdateStatus Variant Warnings";
 
 /// A list to be printed.
 pub(crate) struct List {

@@ -1,19 +1,45 @@
-//! Tasks as `service ps` and `node ps` list them, and the times that log and event flags name.
+//! `skep task`, the list of tasks that `service ps` and `node ps` share with it, and the times that log and event flags
+//! name.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use anyhow::{Result, bail};
+use clap::Subcommand;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::client::{Client, escape, filters};
+use crate::client::{Client, escape, filters, is_not_found};
 use crate::node::title;
-use crate::output::{List, ListArgs};
+use crate::output::{self, List, ListArgs};
 use crate::value::At;
-use crate::{human, parse};
+use crate::{human, logs, node, parse};
 
-/// Flags of `ps`.
+/// Look at the tasks of the swarm
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the tasks of all services
+    #[command(visible_alias = "list")]
+    Ls(PsArgs),
+    /// Display detailed information on one or more tasks
+    Inspect {
+        /// Format output: 'json' or a template
+        #[arg(short, long)]
+        format: Option<String>,
+        /// Tasks
+        #[arg(required = true)]
+        tasks: Vec<String>,
+    },
+    /// Fetch the logs of a task
+    Logs {
+        #[command(flatten)]
+        flags: logs::Flags,
+        /// Task
+        task: String,
+    },
+}
+
+/// Flags of `ps` and `task ls`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PsArgs {
     #[command(flatten)]
@@ -21,6 +47,31 @@ pub(crate) struct PsArgs {
     /// Do not map IDs to Names
     #[arg(long)]
     pub(crate) no_resolve: bool,
+}
+
+/// Runs one of the verbs.
+pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
+    match command {
+        Command::Ls(args) => print(client, &args, &args.list.filters).await,
+        Command::Inspect { format, tasks } => inspect(client, format.as_deref(), &tasks).await,
+        Command::Logs { flags, task } => match logs::Source::task(client, &task).await {
+            Err(error) if is_not_found(&error) => bail!("no such task: {task}"),
+            found => logs::print(client, found?, &flags).await,
+        },
+    }
+}
+
+async fn inspect(client: &Client, format: Option<&str>, tasks: &[String]) -> Result<()> {
+    let (mut found, mut failed) = (Vec::new(), Vec::new());
+    for task in tasks {
+        match client.get(&format!("/tasks/{}", escape(task)), &[]).await {
+            Ok(value) => found.push(value),
+            Err(error) if is_not_found(&error) => failed.push(format!("no such task: {task}")),
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    output::inspect(&found, format)?;
+    node::all(failed)
 }
 
 /// Names for ids, each asked for once.

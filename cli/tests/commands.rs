@@ -136,7 +136,7 @@ async fn the_other_verbs() {
     node.fails("network rm mesh", "use --force").await;
     assert!(node.ok("network ls").await.contains("mesh"), "it was removed unasked");
     assert_eq!(node.ok("network rm -f mesh nowhere").await, "mesh\n");
-    for verb in ["service ls", "network ls", "node ls", "image ls", "ps", "secret ls"] {
+    for verb in ["service ls", "task ls", "network ls", "node ls", "image ls", "ps", "secret ls"] {
         let words: Vec<&str> = verb.split(' ').chain(["--format", "{{.Bogus}}"]).collect();
         let seen = node.args(&words).await;
         assert!(seen.code == 1 && seen.err.contains("no field \"Bogus\"") && seen.err.contains("ID"), "{}", seen.err);
@@ -160,7 +160,17 @@ async fn the_other_verbs() {
         assert!(shown.contains(part), "{shown}");
     }
     node.ok("node update --label-rm a fake").await;
-    for verb in ["service rm", "service inspect", "network rm", "secret rm", "image rm", "image inspect", "node rm"] {
+    for verb in [
+        "service rm",
+        "service inspect",
+        "task inspect",
+        "task logs",
+        "network rm",
+        "secret rm",
+        "image rm",
+        "image inspect",
+        "node rm",
+    ] {
         let words: Vec<&str> = verb.split(' ').chain([""]).collect();
         let seen = node.args(&words).await;
         assert!(seen.code == 1 && seen.err.contains("is empty"), "{verb} '': {}", seen.err);
@@ -192,9 +202,93 @@ async fn the_other_verbs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tasks_of_the_whole_swarm() {
+    let node = Node::start();
+    node.fails("task ls", "This node is not a swarm manager").await;
+    node.ok("swarm init").await;
+    node.ok("service create -d --name api busybox").await;
+    node.ok("service create --name web --replicas 2 busybox").await;
+
+    let (all, web) = (node.ok("task ls").await, node.ok("service ps web").await);
+    assert!(web.starts_with("ID             NAME"), "{web}");
+    assert_eq!(all.lines().next(), web.lines().next(), "the columns are those of service ps");
+    assert_eq!(node.args(&["task", "list", "--format", "{{.Name}} {{.Node}}"]).await.out, {
+        "api.1 fake\nweb.1 fake\nweb.2 fake\n"
+    });
+    let ids = node.ok("task ls -q --filter service=web").await;
+    assert_eq!(ids, node.ok("service ps -q web").await);
+    let ids: Vec<&str> = ids.lines().collect();
+    assert!(ids.len() == 2 && ids.iter().all(|id| id.len() == 25), "{ids:?}");
+    assert!(!all.contains(ids[0]) && all.contains(&ids[0][..12]), "{all}");
+    assert!(node.ok("task ls --no-trunc").await.contains(ids[0]));
+    let unresolved = node.args(&["task", "ls", "--no-resolve", "--format", "{{.Node}}"]).await.out;
+    assert_eq!(unresolved.lines().map(str::len).collect::<Vec<_>>(), [25, 25, 25], "{unresolved}");
+    assert_eq!(node.ok(&format!("task ls -q --filter id={}", ids[1])).await.trim(), ids[1]);
+    assert_eq!(node.ok("task ls -q --filter name=api. --filter node=self").await.lines().count(), 1);
+    assert_eq!(node.ok("task ls -q --filter desired-state=shutdown").await, "");
+    node.fails("task ls --filter bogus=1", "bogus").await;
+
+    let whole = node.ok(&format!("task inspect {}", ids[0])).await;
+    assert!(whole.starts_with("[\n    {\n") && whole.contains(&format!("\"ID\": \"{}\"", ids[0])), "{whole}");
+    let both = node.args(&["task", "inspect", "--format", "{{.ID}} {{.Slot}}", &ids[0][..12], ids[1]]).await;
+    assert_eq!(both.out, format!("{} 1\n{} 2\n", ids[0], ids[1]), "{}", both.err);
+    let some = node.args(&["task", "inspect", "-f", "{{.Slot}}", "nope", ids[1]]).await;
+    assert_eq!((some.code, some.out.as_str(), some.err.as_str()), (1, "2\n", "Error: no such task: nope\n"));
+    node.fails("task inspect web", "no such task: web").await;
+
+    let short = &ids[1][..12];
+    let logs = node.skep(&format!("task logs {short}")).await;
+    let origin = format!("web.2.{short}@fake    | ");
+    assert_eq!((logs.code, logs.out, logs.err), (0, format!("{origin}hello\n"), format!("{origin}trouble\n")));
+    for (flags, line) in [
+        ("--raw", "hello\n".to_owned()),
+        ("--no-task-ids --tail 5", "web.2@fake    | hello\n".to_owned()),
+        ("--no-trunc -t", format!("2023-11-14T22:13:20.000000000Z web.2.{}@fake    | hello\n", ids[1])),
+    ] {
+        assert_eq!(node.ok(&format!("task logs {flags} {short}")).await, line, "{flags}");
+        assert_eq!(node.ok(&format!("service logs {flags} {short}")).await, line, "{flags}");
+    }
+    node.fails("task logs web", "no such task: web").await;
+    node.fails("service logs nope", "no such task or service: nope").await;
+
+    // More tasks than an id's first character has values.
+    node.ok("service scale -d web=40").await;
+    let ids = node.ok("task ls -q").await;
+    let first = |id: &str| id[..1].to_owned();
+    let shared = ids.lines().find(|id| ids.lines().filter(|other| first(other) == first(id)).count() > 1);
+    let prefix = first(shared.expect("two ids with one first character"));
+    node.fails(&format!("task inspect {prefix}"), &format!("task {prefix} is ambiguous")).await;
+    node.fails(&format!("task logs {prefix}"), &format!("task {prefix} is ambiguous")).await;
+    assert!(node.ok("completion bash").await.contains("skep__subcmd__task__subcmd__logs"), "no completions");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_loaded_if_it_holds_a_layout() {
+    let node = Node::start();
+    let path = node.dir.path().join("layout");
+    std::fs::create_dir_all(path.join("blobs/sha256")).unwrap();
+    let dir = path.display().to_string();
+    // Nobody is asked, so that nothing can have been sent.
+    let nowhere = "-H unix:///nowhere/at/all.sock";
+    node.fails(&format!("{nowhere} image load -i {dir}"), "layout holds no image").await;
+    for name in ["oci-layout", "index.json", "blobs/sha256/a"] {
+        std::fs::write(path.join(name), "{}").unwrap();
+    }
+    node.fails(&format!("{nowhere} image load -i {dir}"), "Is the skep daemon running?").await;
+    assert_eq!(node.ok("image ls -q").await, "");
+    assert_eq!(node.ok(&format!("image load --input {dir}")).await, "Loaded image: loaded:latest\n");
+    assert_eq!(node.ok("image ls -q").await.lines().count(), 1);
+    std::os::unix::fs::symlink("a", path.join("blobs/sha256/b")).unwrap();
+    let refused = "blobs/sha256/b is neither a regular file nor a directory";
+    node.fails(&format!("{nowhere} image load -i {dir}"), refused).await;
+    node.fails(&format!("image load -i {dir}/absent"), "absent can't be read").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_command_line_that_makes_no_sense_is_125_and_no_daemon_is_1() {
     let node = Node::start();
-    for line in ["frobnicate", "service create", "service create --bogus x", "service"] {
+    for line in ["frobnicate", "service create", "service create --bogus x", "task inspect", "task logs a b", "service"]
+    {
         let seen = node.skep(line).await;
         assert!(matches!(seen.code, 125) || line == "service", "{line}: {}", seen.code);
     }

@@ -3,7 +3,6 @@
 mod change;
 mod create;
 mod flags;
-mod logs;
 mod pretty;
 mod update;
 
@@ -17,7 +16,7 @@ use crate::client::{Client, escape, filters, is_not_found};
 use crate::output::{self, List, ListArgs, line, note};
 use crate::progress::Asked;
 use crate::value::At;
-use crate::{human, node, progress, task};
+use crate::{human, logs, node, progress, task};
 
 /// Manage swarm services
 #[derive(Debug, Subcommand)]
@@ -38,7 +37,12 @@ pub(crate) enum Command {
     /// Display detailed information on one or more services
     Inspect(Inspect),
     /// Fetch the logs of a service or task
-    Logs(logs::Args),
+    Logs {
+        #[command(flatten)]
+        flags: logs::Flags,
+        /// Service or task
+        target: String,
+    },
     /// Scale one or multiple replicated services
     Scale(Scale),
     /// Update a service
@@ -104,7 +108,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
         Command::Ls(args) => ls(client, args).await?,
         Command::Ps { args, services } => ps(client, args, services).await?,
         Command::Inspect(args) => inspect(client, args).await?,
-        Command::Logs(args) => logs::run(client, args).await?,
+        Command::Logs { flags, target } => print_logs(client, &flags, &target).await?,
         Command::Scale(args) => scale(client, args).await?,
         Command::Update(args) => update::run(client, *args).await?,
         Command::Rollback { waiting, service } => rollback(client, waiting, &service).await?,
@@ -221,6 +225,18 @@ async fn inspect(client: &Client, args: Inspect) -> Result<()> {
         output::inspect(&found, args.format.as_deref())?;
     }
     node::all(failed)
+}
+
+/// Prints the logs of a service, or of one task where no service is called so.
+async fn print_logs(client: &Client, flags: &logs::Flags, target: &str) -> Result<()> {
+    let source = match logs::Source::service(client, target).await {
+        Err(error) if is_not_found(&error) => match logs::Source::task(client, target).await {
+            Err(error) if is_not_found(&error) => bail!("no such task or service: {target}"),
+            found => found?,
+        },
+        found => found?,
+    };
+    logs::print(client, source, flags).await
 }
 
 async fn scale(client: &Client, args: Scale) -> Result<()> {

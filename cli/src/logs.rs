@@ -1,20 +1,20 @@
-//! `skep service logs`: lines of all tasks of a service, each with its origin in front.
+//! Logs of services and tasks, for `skep service logs` and `skep task logs`: each line with its origin in front.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use crate::client::{Client, escape, is_not_found};
+use crate::client::{Client, escape};
 use crate::container::{LogFlags, Sink, read};
 use crate::human;
 use crate::task::{self, Names};
 use crate::value::At;
 
-/// Flags of `service logs`.
+/// Flags of `logs`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Flags {
     #[command(flatten)]
-    flags: LogFlags,
+    common: LogFlags,
     /// Do not map IDs to Names in output
     #[arg(long)]
     no_resolve: bool,
@@ -27,35 +27,42 @@ pub(crate) struct Args {
     /// Do not neatly format logs
     #[arg(long)]
     raw: bool,
-    /// Service or task
-    target: String,
+}
+
+/// What has logs.
+pub(crate) struct Source {
+    path: String,
+    tty: bool,
+}
+
+impl Source {
+    /// The service by id, prefix or name.
+    pub(crate) async fn service(client: &Client, reference: &str) -> Result<Self> {
+        Self::find(client, "/services", reference, "Spec.TaskTemplate.ContainerSpec.TTY").await
+    }
+
+    /// The task by id, prefix or name.
+    pub(crate) async fn task(client: &Client, reference: &str) -> Result<Self> {
+        Self::find(client, "/tasks", reference, "Spec.ContainerSpec.TTY").await
+    }
+
+    async fn find(client: &Client, kind: &str, reference: &str, tty: &str) -> Result<Self> {
+        let found = client.get(&format!("{kind}/{}", escape(reference)), &[]).await?;
+        let path = format!("{kind}/{}/logs", escape(found.text("ID")));
+        Ok(Self { path, tty: found.at(tty).as_bool().unwrap_or(false) })
+    }
 }
 
 /// Prints the logs of a service, or of one task.
-pub(super) async fn run(client: &Client, args: Args) -> Result<()> {
-    let reference = escape(&args.target);
-    let (path, tty) = match client.get(&format!("/services/{reference}"), &[]).await {
-        Ok(service) => {
-            let tty = service.at("Spec.TaskTemplate.ContainerSpec.TTY").as_bool();
-            (format!("/services/{}/logs", escape(service.text("ID"))), tty)
-        }
-        Err(error) if is_not_found(&error) => match client.get(&format!("/tasks/{reference}"), &[]).await {
-            Ok(task) => {
-                let tty = task.at("Spec.ContainerSpec.TTY").as_bool();
-                (format!("/tasks/{}/logs", escape(task.text("ID"))), tty)
-            }
-            Err(error) if is_not_found(&error) => anyhow::bail!("no such task or service: {}", args.target),
-            Err(error) => return Err(error),
-        },
-        Err(error) => return Err(error),
-    };
-    let (raw, tty) = (args.raw, tty.unwrap_or(false));
-    let mut query = args.flags.query()?;
+pub(crate) async fn print(client: &Client, source: Source, flags: &Flags) -> Result<()> {
+    let Source { path, tty } = source;
+    let raw = flags.raw;
+    let mut query = flags.common.query()?;
     if !raw && !tty {
         query.push(("details", "1".to_owned()));
     }
     let query: Vec<(&str, &str)> = query.iter().map(|(n, v)| (*n, v.as_str())).collect();
-    let mut origins = Origins { names: Names::new(client, !args.no_resolve), known: BTreeMap::new(), args: &args };
+    let mut origins = Origins { names: Names::new(client, !flags.no_resolve), known: BTreeMap::new(), flags };
     let stream = client.stream(&path, &query).await?;
     read(stream, tty, async |sink: Sink, line: &[u8]| {
         if raw || tty {
@@ -71,13 +78,13 @@ pub(super) async fn run(client: &Client, args: Args) -> Result<()> {
 struct Origins<'a> {
     names: Names<'a>,
     known: BTreeMap<String, String>,
-    args: &'a Args,
+    flags: &'a Flags,
 }
 
 impl Origins<'_> {
     /// `[time ]details message` becomes `web.1.<task>@<node>    | [time ]message`.
     async fn rewrite(&mut self, client: &Client, line: &str) -> String {
-        let (time, rest) = match self.args.flags.timestamps {
+        let (time, rest) = match self.flags.common.timestamps {
             true => line.split_once(' ').map_or((String::new(), line), |(time, rest)| (format!("{time} "), rest)),
             false => (String::new(), line),
         };
@@ -98,7 +105,7 @@ impl Origins<'_> {
             }
         };
         // The API's own details are consumed; what a user asked for stays in front of the message.
-        let details = if self.args.flags.details { format!("{details} ") } else { String::new() };
+        let details = if self.flags.common.details { format!("{details} ") } else { String::new() };
         format!("{time}{shown}    | {details}{message}")
     }
 
@@ -109,9 +116,9 @@ impl Origins<'_> {
         };
         let service = self.names.service(task.text("ServiceID")).await;
         let mut name = task::name(&task, &service);
-        if !self.args.no_task_ids {
+        if !self.flags.no_task_ids {
             name.push('.');
-            name.push_str(if self.args.no_trunc { id } else { human::short_id(id) });
+            name.push_str(if self.flags.no_trunc { id } else { human::short_id(id) });
         }
         format!("{name}@{node}")
     }
