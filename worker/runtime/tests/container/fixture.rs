@@ -114,7 +114,9 @@ impl Fixture {
         }
         out.extend(groups_of_containers(&Path::new("/sys/fs/cgroup").join(parent)));
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        out.extend(mounts.lines().filter(|line| line.contains(parent.as_str())).map(|line| format!("mount {line}")));
+        // To the end of the name: another's may begin like this one's.
+        let ours = |line: &&str| [' ', '/'].iter().any(|end| line.contains(&format!("{parent}{end}")));
+        out.extend(mounts.lines().filter(ours).map(|line| format!("mount {line}")));
         for directory in [&self.config.run_dir, &self.config.state_dir] {
             out.extend(
                 fs::read_dir(directory)
@@ -126,10 +128,11 @@ impl Fixture {
             );
         }
         out.extend(written_below(&self.config.state_dir.join(SKELETON)));
+        let own = format!("{}/", self.config.run_dir.display());
         for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let line = fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
             // The zygote stays for as long as its runtime.
-            let ours = line.contains("shim\0") && line.contains(parent.as_str());
+            let ours = line.contains("shim\0") && line.contains(&own);
             if ours && !line.starts_with("skep\0shim\0zygote\0") {
                 out.push(format!("process {}: {}", process.path().display(), line.replace('\0', " ")));
             }
