@@ -100,6 +100,8 @@ demo: build ## a cluster of three nodes on this machine, shown at work and taken
 test: setup-test ## run every test (root, for those that make namespaces and containers)
 	@# Linking the release keeps one core busy: the tests are compiled beside it. Each has a directory of its own.
 	@$(MAKE) --no-print-directory -j 2 build compile-tests
+	@# nextest gives each test a process. Without it one follows the other: some count what their process uses, and
+	@# virtual machines and clusters need the machine for themselves.
 	@# What a test could not try here it prints as UNTESTED; nobody reads the output of tests that pass, so it is told last.
 	@if "$(CARGO)" nextest --version >/dev/null 2>&1; then \
 		log="$(OUT)/nextest/default/junit.xml"; rm -f "$$log"; \
@@ -108,7 +110,7 @@ test: setup-test ## run every test (root, for those that make namespaces and con
 		ended=$$?; \
 	else \
 		log="$(OUT)/test.log"; \
-		{ "$(CARGO)" test --workspace --locked --no-fail-fast -- --show-output; echo $$? > "$$log.status"; } 2>&1 | \
+		{ "$(CARGO)" test --workspace --locked --no-fail-fast -- --show-output --test-threads=1; echo $$? > "$$log.status"; } 2>&1 | \
 			tee "$$log"; \
 		ended=$$(cat "$$log.status"); \
 	fi; \
