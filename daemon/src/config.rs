@@ -215,6 +215,9 @@ fn check(config: Config) -> Result<Config, Error> {
     if config.cgroup_parent.is_empty() || config.cgroup_parent.split('/').any(|part| part == "..") {
         return bad("cgroup-parent", &config.cgroup_parent, "give a path below the cgroup root, such as skep");
     }
+    if config.gateway_subnet.parse::<skep_net_plan::Subnet>().is_err() {
+        return bad("gateway-subnet", &config.gateway_subnet, "give an IPv4 subnet, such as 172.19.0.0/16");
+    }
     if let Some(label) = config.labels.iter().find(|l| l.split_once('=').is_none_or(|(name, _)| name.is_empty())) {
         return bad("labels", label, LABELS);
     }
@@ -292,6 +295,7 @@ mod tests {
                 "log-format" => "'json'",
                 "hosts" => "['unix:///x']",
                 "labels" => "['a=b']",
+                "gateway-subnet" => "'10.9.0.0/16'",
                 _ => "'/other'",
             };
             let other = merge(&Options::default(), toml::from_str(&format!("{key} = {value}"))?)?;
@@ -316,6 +320,11 @@ mod tests {
         let file = File { labels: Some(vec!["zone".into()]), ..File::default() };
         let error = merge(&Options::default(), file).map(|_| ()).map_err(|e| e.to_string());
         assert!(error.as_ref().is_err_and(|e| e.contains("labels = [\"zone=a\"")), "{error:?}");
+        for subnet in ["hello", "172.99.0.0/99", ""] {
+            let file = File { gateway_subnet: Some(subnet.into()), ..File::default() };
+            let error = merge(&Options::default(), file).map(|_| ()).map_err(|e| e.to_string());
+            assert!(error.as_ref().is_err_and(|e| e.contains("gateway-subnet")), "{subnet}: {error:?}");
+        }
         let table = [
             (Options { data_dir: Some("relative".into()), ..Options::default() }, "data-dir"),
             (Options { hosts: vec!["tcp://0.0.0.0:2375".into()], ..Options::default() }, "host"),

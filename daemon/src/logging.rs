@@ -1,6 +1,7 @@
 //! Log lines: text for people or JSON for machines, to standard error; the level can change while the daemon runs.
 
 use anyhow::{Context, Result};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
@@ -38,8 +39,18 @@ pub(crate) fn init(format: LogFormat, filter: &str) -> Result<Level> {
 const QUIET: &str = "openraft::raft=off";
 
 fn parse(filter: &str) -> Result<EnvFilter> {
-    EnvFilter::try_new(format!("{QUIET},{filter}"))
-        .with_context(|| format!("log level {filter:?}: give error, warn, info, debug or trace, or crate=level pairs"))
+    let advice = || format!("log level {filter:?}: give off, error, warn, info, debug or trace, or crate=level pairs");
+    // A word that is no level would be taken for a crate, of which everything is logged, and of all others nothing.
+    if !filter.contains('[') && !filter.split(',').all(names_level) {
+        anyhow::bail!(advice());
+    }
+    EnvFilter::try_new(format!("{QUIET},{filter}")).with_context(advice)
+}
+
+/// Whether a part of a filter is a level, or gives one to a crate.
+fn names_level(part: &str) -> bool {
+    let level = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
+    !level.is_empty() && level.parse::<LevelFilter>().is_ok()
 }
 
 #[cfg(test)]
@@ -48,7 +59,15 @@ mod tests {
 
     #[test]
     fn a_filter_is_checked_and_overrules_what_is_quiet() -> Result<()> {
-        assert!(parse("no=such=thing").is_err());
+        for wrong in
+            ["no=such=thing", "infoo", "", " ", "info,", "skep_daemon", "skep_daemon=", "info,skep_netdrv=loud"]
+        {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+        for right in ["off", "WARN", "skep_netdrv=debug,info", "info,skep_daemon::api=trace", "info,[span{x=1}]=debug"]
+        {
+            assert!(parse(right).is_ok(), "{right:?}");
+        }
         assert!(parse("info")?.to_string().contains(QUIET));
         let asked = parse("info,openraft::raft=debug")?.to_string();
         assert!(asked.contains("openraft::raft=debug") && !asked.contains(QUIET), "{asked}");

@@ -203,7 +203,11 @@ impl Node {
         let identity = self.identity_from(&remotes, &request).await?;
         let listener = (identity.subject.role == Role::Manager).then_some(listener);
         let membership = self.new_membership(addresses, membership::new_raft_id(), remotes);
-        self.enter_new(identity, membership, listener, Beginning::Join).await.map_err(internal)
+        let node_id = identity.subject.node_id.clone();
+        self.enter_new(identity, membership, listener, Beginning::Join).await.map_err(|error| {
+            let advice = "the swarm lists this node until `node rm` on a manager removes it";
+            internal(error.context(format!("this node, {node_id}, could not join; {advice}")))
+        })
     }
 
     /// Asks one manager after the other for a certificate.

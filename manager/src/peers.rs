@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use skep_proto::v1::action::Kind;
 use skep_proto::v1::{
     Action, Empty, JoinRaftRequest, LeaveRaftRequest, LogBatch, ManagerInfo, Node, NodeChange, ProposeRequest,
-    ProposeResponse, RelayRequest, RelayResponse, TaskLogsRequest, peers_server,
+    ProposeResponse, Protocol, RelayRequest, RelayResponse, TaskLogsRequest, peers_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -53,6 +53,17 @@ impl peers_server::Peers for PeersService {
             return Err(Status::already_exists(format!(
                 "raft number {raft_id} is node {}'s; choose another",
                 other.id
+            )));
+        }
+        // What the mesh publishes never reaches the node itself.
+        let port = request.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let taken = port.and_then(|port| view.state.port_owner(port, Protocol::Tcp.into()).map(|owner| (port, owner)));
+        if let Some((port, owner)) = taken {
+            let service = view.state.service(owner);
+            let spec = service.as_ref().and_then(|service| service.spec.as_ref());
+            let name = spec.and_then(|spec| spec.annotations.as_ref()).map_or(owner.as_ref(), |a| a.name.as_str());
+            return Err(Status::failed_precondition(format!(
+                "port {port}/tcp is published by service {name}: no manager can listen there; choose another --listen-addr"
             )));
         }
         // The store knows the manager before the group counts on it; the same command twice changes nothing.

@@ -35,6 +35,26 @@ fn create(cluster: &Cluster, words: &str) -> Result<()> {
     cluster.skep("n1", &words).map(|_| ())
 }
 
+/// What the mesh publishes never reaches the node itself, so no manager could be reached there.
+#[test]
+fn no_manager_joins_on_a_published_port() -> Result<()> {
+    let cluster = Cluster::up("portjoin", 2, 1)?;
+    create(&cluster, "--name web --publish 2399:80 whoami")?;
+    cluster.running("n1", "web", 1)?;
+    cluster.skep("n2", &["swarm", "leave"])?;
+    let token = cluster.skep("n1", &["swarm", "join-token", "--quiet", "manager"])?;
+    let listen = format!("{}:2399", cluster.lab.address("n2")?);
+    let remote = format!("{}:2377", cluster.lab.address("n1")?);
+    let refused = cluster.skep("n2", &["swarm", "join", "--token", token.trim(), "--listen-addr", &listen, &remote]);
+    let error = format!("{:#}", refused.unwrap_err());
+    ensure!(error.contains("port 2399/tcp is published by service web"), "{error}");
+    ensure!(error.contains("`node rm`"), "{error}");
+    let info = cluster.skep("n2", &["info", "--format", "{{.Swarm.LocalNodeState}}"])?;
+    ensure!(info.trim() == "inactive", "{info}");
+    cluster.skep("n2", &["swarm", "join", "--token", token.trim(), &remote])?;
+    cluster.down()
+}
+
 #[test]
 fn in_host_mode_a_port_in_use_is_refused_and_for_the_mesh_it_is_a_warning() -> Result<()> {
     let cluster = Cluster::up("ports", 2, 1)?;
