@@ -5,15 +5,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use skep_plan::validate;
 use skep_proto::v1::action::Kind;
 use skep_proto::v1::{
     Action, Empty, JoinRaftRequest, LeaveRaftRequest, LogBatch, ManagerInfo, Node, NodeChange, ProposeRequest,
-    ProposeResponse, Protocol, RelayRequest, RelayResponse, TaskLogsRequest, peers_server,
+    ProposeResponse, RelayRequest, RelayResponse, TaskLogsRequest, peers_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::control::{Control, now_ns, raft_error, store_error};
+use crate::control::{Control, invalid, now_ns, raft_error, store_error};
 use crate::dispatch::Dispatcher;
 use crate::intake::Intake;
 use crate::peer::require_manager;
@@ -55,17 +56,7 @@ impl peers_server::Peers for PeersService {
                 other.id
             )));
         }
-        // What the mesh publishes never reaches the node itself.
-        let port = request.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        let taken = port.and_then(|port| view.state.port_owner(port, Protocol::Tcp.into()).map(|owner| (port, owner)));
-        if let Some((port, owner)) = taken {
-            let service = view.state.service(owner);
-            let spec = service.as_ref().and_then(|service| service.spec.as_ref());
-            let name = spec.and_then(|spec| spec.annotations.as_ref()).map_or(owner.as_ref(), |a| a.name.as_str());
-            return Err(Status::failed_precondition(format!(
-                "port {port}/tcp is published by service {name}: no manager can listen there; choose another --listen-addr"
-            )));
-        }
+        validate::manager_address(&view.state, &request.address).map_err(invalid)?;
         // The store knows the manager before the group counts on it; the same command twice changes nothing.
         let manager = ManagerInfo { raft_id, address: request.address.clone(), ..ManagerInfo::default() };
         let change = NodeChange { id: request.node_id.clone(), manager: Some(manager), ..NodeChange::default() };

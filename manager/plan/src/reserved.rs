@@ -41,7 +41,7 @@ impl Reserved {
 }
 
 /// The port of `host:port`.
-fn port(address: &str) -> Option<u32> {
+pub(crate) fn port(address: &str) -> Option<u32> {
     address.rsplit_once(':')?.1.parse::<u16>().ok().map(u32::from)
 }
 

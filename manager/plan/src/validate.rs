@@ -24,6 +24,7 @@ use skep_state::subnet::Subnet;
 
 use crate::defaults::SECOND;
 pub use network::{default_ingress, network, network_removal};
+pub use ports::manager_address;
 pub use service::service;
 pub use warnings::warnings;
 

@@ -392,6 +392,36 @@ fn ports_that_the_cluster_needs_are_neither_published_nor_chosen() {
 }
 
 #[test]
+fn no_manager_listens_on_a_port_of_the_mesh() {
+    use Protocol::{Tcp, Udp};
+    let mut w = World::new(1);
+    for (name, published, protocol, mode) in [
+        ("web", 2399, Tcp, PublishMode::Ingress),
+        ("names", 2400, Udp, PublishMode::Ingress),
+        ("own", 2401, Tcp, PublishMode::Host),
+    ] {
+        w.create(name, with_ports(name, vec![port(published, 80, protocol, mode)])).unwrap();
+    }
+    w.rest(2);
+    for (address, refused) in [
+        ("192.0.2.1:2399", true),
+        ("[fd00::1]:2399", true),
+        ("192.0.2.1:2400", false),
+        ("192.0.2.1:2401", false),
+        ("192.0.2.1:2377", false),
+        ("192.0.2.1", false),
+    ] {
+        match validate::manager_address(&w.state, address) {
+            Ok(()) => assert!(!refused, "{address}"),
+            Err(error) => {
+                let words = error.to_string();
+                assert!(refused && words.contains("2399/tcp is published by service web:"), "{address}: {words}");
+            }
+        }
+    }
+}
+
+#[test]
 fn freed_addresses_rest() {
     let mut w = World::new(1);
     w.create_network("net-id", "net", "");

@@ -16,7 +16,7 @@ mod secrets;
 mod services;
 mod tasks;
 
-pub(crate) use errors::{is_leaderless, leaderless, raft as raft_error, store as store_error, word};
+pub(crate) use errors::{invalid, is_leaderless, leaderless, raft as raft_error, store as store_error, word};
 pub use route::InProcess;
 
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use skep_state::State;
 
 use super::{Error, invalid};
 use crate::allocate::is_mesh;
-use crate::reserved::Reserved;
+use crate::reserved::{self, Reserved};
 
 /// Ports in one service at most.
 const PORTS: usize = 1000;
@@ -39,6 +39,19 @@ pub(super) fn check(state: &State, endpoint: &EndpointSpec, own_id: &str) -> Res
         conflict(&endpoint.ports, service)?;
     }
     Ok(())
+}
+
+/// Refuses an address, `host:port`, at which nobody could reach a manager: what the mesh publishes never gets to the node
+/// itself.
+pub fn manager_address(state: &State, address: &str) -> Result<(), Error> {
+    let owner = |port| Some((port, state.port_owner(port, Protocol::Tcp.into())?));
+    let Some((port, owner)) = reserved::port(address).and_then(owner) else { return Ok(()) };
+    let service = state.service(owner);
+    let spec = service.as_ref().and_then(|service| service.spec.as_ref());
+    let name = spec.and_then(|spec| spec.annotations.as_ref()).map_or("", |a| a.name.as_str());
+    Err(Error::InUse(format!(
+        "port {port}/tcp is published by service {name}: no manager can listen there; choose another --listen-addr"
+    )))
 }
 
 fn one(reserved: &Reserved, port: &PortConfig) -> Result<(), Error> {
