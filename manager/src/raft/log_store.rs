@@ -29,7 +29,8 @@ use super::wire;
 const TAIL_BYTES: usize = 8 << 20;
 /// Entries that may wait for the disk, in bytes; a slower disk slows the proposers down.
 const UNSYNCED_BYTES: u32 = 64 << 20;
-const JOBS: usize = 1024;
+/// Jobs that may wait for the disk: more than proposals may be in flight, so that the core does not wait with them.
+const JOBS: usize = 16_384;
 /// Entries sent in one append request or read at a time to be applied, in bytes.
 pub(crate) const READ_BYTES: usize = 1 << 20;
 
@@ -149,6 +150,13 @@ impl LogStore {
     pub(crate) fn mark(&self) -> Mark {
         let state = self.shared.state();
         Mark { last: state.last, vote: state.vote }
+    }
+
+    /// Has the disk hang until what is returned is dropped.
+    #[cfg(test)]
+    pub(crate) async fn hang(&self) -> io::Result<std::sync::mpsc::Sender<()>> {
+        let (hold, released) = std::sync::mpsc::channel();
+        self.send(Job::Hang(released)).await.map(|()| hold)
     }
 
     async fn send(&self, job: Job) -> io::Result<()> {
@@ -402,6 +410,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             end = state.last;
         }
-        self.durable(|done| Job::Purge { upto: log_id, end, done }).await
+        self.send(Job::Purge { upto: log_id, end }).await
     }
 }

@@ -18,7 +18,7 @@ use super::types::{Entry, LogId, TypeConfig, Vote};
 
 /// Bytes of entries that go into one batch.
 const BATCH_BYTES: usize = 8 << 20;
-const BATCH_JOBS: usize = 512;
+const BATCH_JOBS: usize = 4096;
 
 pub(crate) type Done = oneshot::Sender<io::Result<()>>;
 
@@ -47,11 +47,14 @@ pub(crate) enum Job {
         done: Done,
     },
     /// Removes everything up to `upto`; `end` is the last entry afterwards.
+    /// Nobody waits for it: until it is done there is only more on the disk than is needed.
     Purge {
         upto: LogId,
         end: Option<LogId>,
-        done: Done,
     },
+    /// The disk hangs until the other end is gone.
+    #[cfg(test)]
+    Hang(std::sync::mpsc::Receiver<()>),
     /// Ends the thread.
     Close,
 }
@@ -157,8 +160,13 @@ impl Writer {
 
     fn alone(&mut self, job: Job) {
         let (result, done) = match job {
-            Job::Truncate { first, last, end, done } => (self.truncate(first, last, end), done),
-            Job::Purge { upto, end, done } => (self.purge(&upto, end), done),
+            Job::Truncate { first, last, end, done } => (self.truncate(first, last, end), Some(done)),
+            Job::Purge { upto, end } => (self.purge(&upto, end), None),
+            #[cfg(test)]
+            Job::Hang(released) => {
+                let _ = released.recv();
+                return;
+            }
             // `Waiting::take` keeps every other job.
             Job::Append { .. } | Job::Vote { .. } | Job::Committed { .. } | Job::Close => return,
         };
@@ -166,7 +174,9 @@ impl Writer {
             tracing::error!(error = %e, "raft log write failed");
             self.shared.fail(e);
         }
-        done.send(result).ok();
+        if let Some(done) = done {
+            done.send(result).ok();
+        }
     }
 
     fn truncate(&mut self, first: u64, last: u64, end: Option<LogId>) -> io::Result<()> {

@@ -6,14 +6,15 @@
 //! received at a time.
 
 use std::io::Write as _;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use openraft::ReadPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use openraft::type_config::TypeConfigExt as _;
 use skep_proto::v1;
 use skep_proto::v1::raft_server;
 use skep_proto::v1::raft_snapshot_chunk::Kind;
@@ -78,6 +79,42 @@ impl Service {
         self.listen(caller, request.vote.leader_id.node_id, sent.max(request.leader_commit))
     }
 
+    /// What becomes of a request. The core answers once everything that it was sent before is durable, to a sign of life
+    /// too; but that asks for no more than whether this manager follows the leader, and a slow disk must not pass for a
+    /// dead manager. It is answered as soon as the core has seen it, if the leader's vote is durable.
+    async fn appended(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, Status> {
+        let (arrived, vote) = (TypeConfig::now(), request.vote);
+        let sign_of_life = request.entries.is_empty();
+        let mut answer = pin!(self.inner.core.append_entries(request));
+        if sign_of_life {
+            let (seen, mut see) = tokio::sync::oneshot::channel();
+            // The core takes this up after the request.
+            let look = self.inner.core.external_request(move |state| {
+                let renewed = state.vote_last_modified().is_some_and(|renewed| renewed >= arrived);
+                seen.send(renewed && *state.vote_ref() == vote).ok();
+            });
+            let mut look = pin!(async {
+                look.await.ok();
+                (&mut see).await.unwrap_or(false)
+            });
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer.map_err(stopped),
+                follows = &mut look => {
+                    if follows && self.inner.log.mark().vote == Some(vote) {
+                        // A refusal needs no disk: if there is one, it has come by now.
+                        let answer = (&mut answer).now_or_never();
+                        return answer.unwrap_or(Ok(AppendEntriesResponse::Success)).map_err(stopped);
+                    }
+                }
+            }
+        }
+        answer.await.map_err(stopped)
+    }
+
     fn own<T>(&self, judge: impl FnOnce(&Own<'_>) -> T) -> T {
         let metrics = self.inner.core.metrics();
         let metrics = metrics.borrow_watched();
@@ -109,7 +146,7 @@ impl raft_server::Raft for Service {
         self.meant(request.to)?;
         let request = wire::append_of(request).map_err(bad)?;
         self.append_from(&caller, &request)?;
-        let response = self.inner.core.append_entries(request).await.map_err(stopped)?;
+        let response = self.appended(request).await?;
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             self.inner.heard.now();
         }
@@ -277,4 +314,87 @@ async fn next(chunks: &mut Streaming<v1::RaftSnapshotChunk>) -> Result<Option<Ki
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await.map_err(|e| Status::internal(e.to_string()))?;
     done.map_err(|e| Status::internal(format!("the snapshot cannot be stored: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use raft_server::Raft as _;
+
+    use super::super::types::{Entry, LeaderId, Payload};
+    use super::super::{Config, Dialer, Raft, SnapshotFn, StateMachine};
+    use super::*;
+
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        fn apply(&self, _: u64, _: &[u8]) -> Vec<u8> {
+            Vec::new()
+        }
+        fn snapshot(&self) -> SnapshotFn {
+            Box::new(|_| Ok(()))
+        }
+        fn restore(&self, _: &mut dyn std::io::Read) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Dialer for Nothing {
+        fn channel(&self, _: &str) -> std::io::Result<tonic::transport::Channel> {
+            Err(std::io::Error::other("nobody is there"))
+        }
+    }
+
+    impl Door for Nothing {
+        fn admit(&self, _: &Extensions, _: u64) -> Result<(), Status> {
+            Ok(())
+        }
+    }
+
+    const LEADER: u64 = 2;
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId { leader_id: LeaderId { term, node_id: LEADER }, index }
+    }
+
+    async fn soon<T>(answer: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(10), answer).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_sign_of_life_is_answered_while_the_disk_hangs() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::new(dir.path(), 1, "127.0.0.1:1", [5; 32]);
+        let raft = Raft::open(config, Arc::new(Nothing), Arc::new(Nothing)).await.unwrap();
+        let service = Service { inner: Arc::clone(&raft.inner), door: Arc::new(Nothing) };
+        let send = |term, prev: Option<LogId>, new: Option<LogId>| {
+            let entries = new.map(|log_id| Entry { log_id, payload: Payload::Blank }).into_iter().collect();
+            let vote = Vote::new_committed(term, LEADER);
+            let request = AppendEntriesRequest { vote, prev_log_id: prev, entries, leader_commit: None };
+            let service = service.clone();
+            async move {
+                let answer = service.append(Request::new(wire::append_to(1, &request))).await.unwrap();
+                wire::append_response_of(answer.into_inner()).unwrap()
+            }
+        };
+        assert!(soon(send(3, None, Some(id(3, 0)))).await.is_success());
+
+        let hung = raft.inner.log.hang().await.unwrap();
+        let mut write = pin!(send(3, Some(id(3, 0)), Some(id(3, 1))));
+        assert!((&mut write).now_or_never().is_none());
+        assert!(soon(send(3, Some(id(3, 0)), None)).await.is_success());
+        assert_eq!(raft.inner.log.mark().last, Some(id(3, 1)), "the write came first");
+        // What a refusal is stays one.
+        assert!(soon(send(3, Some(id(3, 7)), None)).await.is_conflict());
+        assert!((&mut write).now_or_never().is_none(), "it is not durable");
+        // A new leader is acknowledged when its vote can't be forgotten any more.
+        let mut next = pin!(send(4, Some(id(3, 0)), None));
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut next).await;
+        assert!(early.is_err(), "{early:?}");
+
+        drop(hung);
+        assert!(soon(next).await.is_success());
+        assert!(soon(write).await.is_success());
+        raft.shutdown().await;
+    }
 }

@@ -42,8 +42,9 @@ async fn what_the_leader_accepts_every_manager_has() {
     for done in futures::future::join_all(all).await {
         done.unwrap();
     }
-    let members = cluster.raft(leader).members();
-    assert!(members.iter().all(|m| m.voter && m.reachable == Some(true)), "{members:?}");
+    assert!(cluster.raft(leader).members().iter().all(|m| m.voter));
+    let all = || cluster.raft(leader).members().iter().all(|m| m.reachable == Some(true));
+    until("the leader reaches everybody", all).await;
     cluster.stop().await;
 }
 
