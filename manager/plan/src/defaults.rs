@@ -14,6 +14,8 @@ const RESTART_DELAY: i64 = 5 * SECOND;
 const MONITOR: i64 = 5 * SECOND;
 /// Time between the stop signal and the kill.
 const STOP_GRACE: i64 = 10 * SECOND;
+/// Tasks on one node at most: a bridge of the kernel has 1,023 ports, and every task has one on the gateway's.
+pub(crate) const TASKS_PER_NODE: u32 = 1000;
 /// VXLAN port.
 const DATA_PATH_PORT: u32 = 4789;
 

@@ -335,6 +335,32 @@ fn host_ports_and_max_replicas_bound_a_node() {
 }
 
 #[test]
+fn a_node_takes_as_many_tasks_as_its_bridge_has_ports() {
+    let mut w = world(1);
+    w.create("one", spec("one", 600)).unwrap();
+    w.create("two", spec("two", 600)).unwrap();
+    w.rest(2);
+    assert_eq!(w.ready("one").len() + w.ready("two").len(), 1000);
+    let waiting = w.tasks("two").into_iter().find(|t| t.observed() == TaskState::Pending).unwrap();
+    assert_eq!(waiting.status.unwrap().error, "no suitable node (no room for more than 1000 tasks on 1 node)");
+}
+
+#[test]
+fn more_replicas_than_the_nodes_can_run_are_refused() {
+    let mut w = world(2);
+    let refused = w.create("slip", spec("slip", 2001)).unwrap_err().to_string();
+    assert!(refused.contains("2001 replicas are more than the nodes of this cluster can run"), "{refused}");
+    assert!(refused.contains("there are 2 nodes"), "{refused}");
+    w.create("all", spec("all", 2000)).unwrap();
+    // Nodes go; who asks for less than there is, is not asked for more nodes.
+    let old = Service { spec: Some(spec("was", 2500)), previous_spec: Some(spec("was", 4500)), ..Service::default() };
+    for (replicas, accepted) in [(1, true), (2000, true), (2500, true), (4500, true), (4501, false)] {
+        let answer = skep_plan::validate::service(&w.state, spec("was", replicas), Some(&old));
+        assert_eq!(answer.is_ok(), accepted, "{replicas}: {answer:?}");
+    }
+}
+
+#[test]
 fn spread_preferences_come_before_load() {
     let mut w = world(5);
     for n in 0..5 {

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use super::Group;
 use super::table::{Refusal, Table};
 use crate::constraint::Mismatch;
+use crate::defaults::TASKS_PER_NODE;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Reason {
     NotReady,
+    Tasks,
     Resources,
     Constraint,
     Platform,
@@ -46,6 +48,7 @@ fn reason(table: &Table<'_>, at: usize, group: &Group<'_>, full: &[&str]) -> Rea
         Ok(()) => {}
     }
     match refusal {
+        Some(Refusal::Tasks) => Reason::Tasks,
         Some(Refusal::HostPort) => Reason::HostPort,
         Some(Refusal::MaxReplicas) => Reason::MaxReplicas,
         Some(Refusal::Network) => Reason::Network,
@@ -59,6 +62,7 @@ fn text(counts: &BTreeMap<Reason, usize>) -> String {
         let nodes = nodes(*count);
         match reason {
             Reason::NotReady => format!("{nodes} not available for new tasks"),
+            Reason::Tasks => format!("no room for more than {TASKS_PER_NODE} tasks on {nodes}"),
             Reason::Resources => format!("insufficient resources on {nodes}"),
             Reason::Constraint => format!("scheduling constraints not satisfied on {nodes}"),
             Reason::Platform => format!("unsupported platform on {nodes}"),

@@ -7,7 +7,7 @@ use skep_proto::v1::{Availability, Node, NodeState, PortConfig, Resources, Task,
 use skep_state::State;
 
 use super::Group;
-use crate::defaults::SECOND;
+use crate::defaults::{SECOND, TASKS_PER_NODE};
 use crate::nodes::node_state;
 
 /// Failures of one service on one node within [`FAILURE_WINDOW`] that make the node a last resort for it.
@@ -18,6 +18,7 @@ const FAILURE_WINDOW: i64 = 300 * SECOND;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Refusal {
     NotReady,
+    Tasks,
     Resources,
     HostPort,
     MaxReplicas,
@@ -137,6 +138,8 @@ impl<'v> Table<'v> {
         let attached = |network: &&str| row.node.attachments.iter().any(|a| a.network_id == **network);
         if !row.open {
             Some(Refusal::NotReady)
+        } else if row.tasks >= TASKS_PER_NODE {
+            Some(Refusal::Tasks)
         } else if !row.has(&group.reserved) {
             Some(Refusal::Resources)
         } else if ports(group.host_ports).any(|p| row.host_ports.contains(&p)) {

@@ -12,6 +12,12 @@ const RESERVED: [&str; 5] = ["bridge", "default", "docker_gwbridge", "host", "no
 /// Longest prefix: below it there is no room for tasks.
 const LONGEST_PREFIX: u8 = 29;
 
+/// What to say of a network that every node has one of and no service can use; `None` of others.
+pub fn only_overlay(name: &str) -> Option<&'static str> {
+    let why = "it is a single node's own, and services use overlay networks only: create one, or name none";
+    RESERVED.contains(&name).then_some(why)
+}
+
 /// The mesh's network as a new cluster gets it. Its subnet is the first of the default pools, 10.0.0.0/24.
 pub fn default_ingress() -> NetworkSpec {
     NetworkSpec {
@@ -26,7 +32,7 @@ pub fn default_ingress() -> NetworkSpec {
 pub fn network(state: &State, mut spec: NetworkSpec, id: &str) -> Result<Network, Error> {
     let name = annotations(spec.annotations.as_ref())?.name.clone();
     check_name("Name", &name, NAME, "-_.")?;
-    if RESERVED.contains(&name.as_str()) {
+    if only_overlay(&name).is_some() {
         return Err(invalid("Name", format!("{name} is the name of a predefined network: choose another")));
     }
     let named = |n: &Network| n.spec.as_ref().and_then(|s| s.annotations.as_ref()).is_some_and(|a| a.name == name);

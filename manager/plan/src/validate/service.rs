@@ -8,8 +8,11 @@ use skep_proto::v1::{
 };
 use skep_state::State;
 
-use super::{DURATION, Error, SERVICE_NAME, annotations, check_name, container, described, invalid, limits, ports};
+use super::{
+    DURATION, Error, SERVICE_NAME, annotations, check_name, container, described, invalid, limits, network, ports,
+};
 use crate::constraint::{Constraint, is_spread};
+use crate::defaults::TASKS_PER_NODE;
 
 /// Replicas of one service at most.
 const REPLICAS: u64 = 1_000_000;
@@ -39,10 +42,8 @@ pub fn service(state: &State, mut spec: ServiceSpec, old: Option<&Service>) -> R
         return Err(Error::NameInUse { kind: "service", name });
     }
     let mode = *spec.mode.get_or_insert(Mode::Replicated(Replicated { replicas: 1 }));
-    if let Mode::Replicated(replicated) = mode
-        && replicated.replicas > REPLICAS
-    {
-        return Err(invalid("Mode.Replicated.Replicas", format!("{REPLICAS} replicas are the most")));
+    if let Mode::Replicated(replicated) = mode {
+        check_replicas(state, replicated.replicas, old)?;
     }
     if let Some(old) = old.and_then(|s| s.spec.as_ref()) {
         check_change(&spec, old)?;
@@ -67,6 +68,33 @@ pub fn service(state: &State, mut spec: ServiceSpec, old: Option<&Service>) -> R
     Ok(spec)
 }
 
+/// More replicas than all nodes together could run are a slip of the hand, and would keep the managers busy with tasks that
+/// wait for ever. A service that has that many already, because nodes went, may keep them, have fewer, or go back to what
+/// it had.
+fn check_replicas(state: &State, replicas: u64, old: Option<&Service>) -> Result<(), Error> {
+    let field = "Mode.Replicated.Replicas";
+    if replicas > REPLICAS {
+        return Err(invalid(field, format!("{REPLICAS} replicas are the most")));
+    }
+    let count = |spec: &ServiceSpec| match spec.mode {
+        Some(Mode::Replicated(replicated)) => replicated.replicas,
+        _ => 0,
+    };
+    let specs = old.iter().flat_map(|old| old.spec.iter().chain(&old.previous_spec));
+    let had = specs.map(count).max().unwrap_or(0);
+    let nodes = (state.nodes().count() as u64).max(1);
+    let room = nodes.saturating_mul(u64::from(TASKS_PER_NODE));
+    if replicas > room.max(had) {
+        let why = format!(
+            "{replicas} replicas are more than the nodes of this cluster can run: a node takes {TASKS_PER_NODE} tasks, and \
+             there {}; add nodes first",
+            if nodes == 1 { "is 1 node".to_owned() } else { format!("are {nodes} nodes") }
+        );
+        return Err(invalid(field, why));
+    }
+    Ok(())
+}
+
 /// What stays as it is for the life of a service.
 fn check_change(spec: &ServiceSpec, old: &ServiceSpec) -> Result<(), Error> {
     let name = |s: &ServiceSpec| s.annotations.as_ref().map(|a| a.name.clone());
@@ -86,9 +114,13 @@ fn resolve_networks(state: &State, task: &mut TaskSpec) -> Result<(), Error> {
     let mut ids = Vec::new();
     for attachment in &mut task.networks {
         let network = state.find_network(&attachment.target).map_err(|e| match e {
-            skep_state::FindError::NotFound => {
-                Error::NotFound { field: FIELD.to_owned(), what: described(ObjectKind::Network, &attachment.target) }
-            }
+            skep_state::FindError::NotFound => match network::only_overlay(&attachment.target) {
+                Some(why) => invalid(FIELD, format!("network {} can't be used: {why}", attachment.target)),
+                None => Error::NotFound {
+                    field: FIELD.to_owned(),
+                    what: described(ObjectKind::Network, &attachment.target),
+                },
+            },
             ambiguous @ skep_state::FindError::Ambiguous { .. } => {
                 invalid(FIELD, format!("network {} is {ambiguous}", attachment.target))
             }
