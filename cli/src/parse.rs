@@ -102,6 +102,11 @@ fn port(text: &str) -> Result<u16> {
     }
 }
 
+/// The port to publish at; 0 has the cluster choose one.
+fn published(text: &str) -> Result<u16> {
+    if text == "0" { Ok(0) } else { port(text) }
+}
+
 fn range(text: &str) -> Result<(u16, u16)> {
     let (low, high) = match text.split_once('-') {
         Some((low, high)) => (port(low)?, port(high)?),
@@ -134,7 +139,10 @@ pub(crate) fn publish(text: &str) -> Result<Vec<Value>> {
     if published.contains(':') || published.contains('.') {
         bail!("hostip is not supported in {text:?}: a published port is reached on every node and address");
     }
-    let (published, target) = (range(published)?, range(target)?);
+    let (published, target) = match (published, range(target)?) {
+        ("0", (target, end)) if target == end => ((0, 0), (target, target)),
+        (published, target) => (range(published)?, target),
+    };
     if published.1 - published.0 != target.1 - target.0 {
         bail!("the two ranges of {text:?} differ in length");
     }
@@ -146,7 +154,7 @@ fn publish_long(text: &str) -> Result<Value> {
     for (name, value) in options(text) {
         let value = value.with_context(|| format!("{name} in {text:?} needs a value"))?;
         match name.as_str() {
-            "published" => entry["PublishedPort"] = json!(port(&value)?),
+            "published" => entry["PublishedPort"] = json!(published(&value)?),
             "target" => entry["TargetPort"] = json!(port(&value)?),
             "protocol" if matches!(value.as_str(), "tcp" | "udp" | "sctp") => entry["Protocol"] = json!(value),
             "mode" if matches!(value.as_str(), "ingress" | "host") => entry["PublishMode"] = json!(value),
@@ -306,6 +314,8 @@ mod tests {
             ("8080:80", vec![(8080, 80, "tcp", "ingress")]),
             ("53:5353/udp", vec![(53, 5353, "udp", "ingress")]),
             ("80", vec![(0, 80, "tcp", "ingress")]),
+            ("0:80", vec![(0, 80, "tcp", "ingress")]),
+            ("published=0,target=80", vec![(0, 80, "tcp", "ingress")]),
             ("8000-8001:80-81", vec![(8000, 80, "tcp", "ingress"), (8001, 81, "tcp", "ingress")]),
             ("published=8080,target=80,mode=host,protocol=udp", vec![(8080, 80, "udp", "host")]),
         ] {
@@ -319,7 +329,18 @@ mod tests {
                 .collect();
             assert_eq!(publish(text).unwrap(), expected, "{text}");
         }
-        for text in ["", "x", "0:80", "1:2/icmp", "127.0.0.1:80:80", "1-3:1-2", "published=1", "target=1,mode=x"] {
+        for text in [
+            "",
+            "x",
+            "80:0",
+            "0:80-81",
+            "0-1:80-81",
+            "1:2/icmp",
+            "127.0.0.1:80:80",
+            "1-3:1-2",
+            "published=1",
+            "target=1,mode=x",
+        ] {
             assert!(publish(text).is_err(), "{text}");
         }
     }

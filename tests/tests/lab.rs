@@ -274,6 +274,8 @@ fn a_lab_that_crashed_is_found_and_taken_down() -> Result<()> {
     let lab = Lab::up(&plan, &program("skep")?, &mut |_| {})?;
     // What a crash may leave: a machine dead, a record half written.
     lab.kill("n2")?;
+    lab.kill("n2")?;
+    lab.kill_daemon("n2")?;
     std::fs::write(format!("/run/skep-lab/{name}/lab.json"), "{")?;
     assert!(Lab::open(&name).is_err());
     let again = Lab::up(&plan, &program("skep")?, &mut |_| {})?;

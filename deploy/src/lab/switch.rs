@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use skep_net_kernel::link::{Bridge, Handle, IpNet, VethEnd, absent_is_fine, present_is_fine};
+use skep_net_kernel::link::{Bridge, Handle, IpNet, Mac, VethEnd, absent_is_fine, present_is_fine};
 use skep_net_kernel::ns::Namespace;
 
 use super::layout::PREFIX;
@@ -26,12 +26,15 @@ pub(super) fn make(switch: &Init) -> Result<()> {
 pub(super) fn plug_in(switch: &Init, machine: &Init, name: &str, address: Ipv4Addr) -> Result<()> {
     let far = network(machine)?;
     let inside = far.clone();
+    // A machine that is turned on again has the card that it had: the others remember its address for seconds.
+    let [a, b, c, d] = address.octets();
+    let mac = Some(Mac([0x02, 0x53, a, b, c, d]));
     on(switch, async move |handle: Handle| {
         let port = port(name);
         // A machine that lost its power leaves its end of the cable behind for a moment.
         absent_is_fine(handle.delete_link_named(&port).await)?;
         let end = VethEnd { name: &port, master: Some(handle.index(WHOLE).await?), up: true, ..VethEnd::default() };
-        let other = VethEnd { name: INTERFACE, up: true, namespace: Some(&far), ..VethEnd::default() };
+        let other = VethEnd { name: INTERFACE, mac, up: true, namespace: Some(&far), ..VethEnd::default() };
         Ok(handle.add_veth(&end, &other).await?)
     })?;
     run(async move {

@@ -12,7 +12,7 @@ use super::layout::Layout;
 use super::machine::{self, Init};
 
 /// How long the kernel may take to let go of what killed processes held.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Removes everything that belongs to the lab.
 pub(super) fn remove(layout: &Layout) -> Result<()> {
@@ -36,7 +36,15 @@ pub(super) fn remove(layout: &Layout) -> Result<()> {
             let _ = fs::remove_dir(parent);
         }
     }
-    if errors.is_empty() { Ok(()) } else { bail!("lab {} is not wholly down: {}", layout.name(), errors.join("; ")) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        bail!(
+            "lab {name} is not wholly down: {}; run it again: skep lab down --name {name}",
+            errors.join("; "),
+            name = layout.name()
+        )
+    }
 }
 
 /// The first processes of the lab's machines: those that are written down, and by their arguments those that an `up`

@@ -48,14 +48,28 @@ impl State {
         self.find(&self.services, Named::Service, reference)
     }
 
-    /// A task by id, name, or unambiguous beginning of an id.
+    /// A task by id, name, unambiguous beginning of an id, or by service and slot (`web.1`, as lists show it): the one in
+    /// service there, or the last that was.
     pub fn find_task(&self, reference: &str) -> Result<Arc<Task>, FindError> {
         if let Some(task) = self.tasks.get(reference) {
             return Ok(Arc::clone(task));
         }
         // A task's name ends in its id.
         let named = reference.rsplit_once('.').and_then(|(_, id)| self.tasks.get(id)).filter(|t| t.name == reference);
-        named.map_or_else(|| by_prefix(&self.tasks, reference), |task| Ok(Arc::clone(task)))
+        if let Some(task) = named {
+            return Ok(Arc::clone(task));
+        }
+        by_prefix(&self.tasks, reference).or_else(|error| self.task_of_slot(reference).ok_or(error))
+    }
+
+    fn task_of_slot(&self, reference: &str) -> Option<Arc<Task>> {
+        let (service, _) = reference.rsplit_once('.')?;
+        let service = self.names.get(&(Named::Service, Id::from(service)))?;
+        let of_slot = |task: &&Arc<Task>| {
+            task.name.strip_prefix(reference).is_some_and(|id| id.strip_prefix('.') == Some(task.id.as_str()))
+        };
+        let newest = |task: &&Arc<Task>| (task.in_service(), task.meta.as_ref().map_or(0, |meta| meta.created_ns));
+        self.tasks_of_service(service).filter(of_slot).max_by_key(newest).cloned()
     }
 
     /// A network by id, name, or unambiguous beginning of an id.

@@ -317,6 +317,10 @@ fn references() {
         FindError::Ambiguous { candidates: vec!["m1".into(), "n1".into()] }
     );
     assert_eq!(state.find_task("web.1.t").unwrap().id, "t");
+    assert_eq!(state.find_task("web.1").unwrap().id, "t");
+    for reference in ["web.2", "web.", "web", "two.1", ".1", "."] {
+        assert_eq!(state.find_task(reference).unwrap_err(), FindError::NotFound, "{reference}");
+    }
     assert_eq!(state.find_network("front").unwrap().id, "net");
 }
 

@@ -12,7 +12,7 @@ pub struct Limits {
     pub entries: u64,
     /// Members of the archive itself.
     pub members: u64,
-    /// Layers of one image. Overlayfs stacks at most 500.
+    /// Layers of one image: what can be stacked in a container's root file system, and what other engines take.
     pub layers: usize,
     /// Components of a path in a layer.
     pub depth: usize,
@@ -34,7 +34,7 @@ impl Default for Limits {
             unpacked_bytes: 128 * GIB,
             entries: 4_000_000,
             members: 10_000,
-            layers: 256,
+            layers: 127,
             depth: 256,
             name_bytes: 255,
             json_bytes: 4 * MIB,
