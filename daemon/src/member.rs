@@ -35,8 +35,13 @@ const CERTIFICATE_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait before a change of role is tried again: at first, and, doubled each time, at most. What is in its way
 /// is a manager that is away.
 const ROLE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How long a manager that is stopped while it joins may take to tell the others.
+/// How long a manager that does not join after all may take to tell the others.
 const UNDO_WITHIN: Duration = Duration::from_secs(5);
+/// Said of a join that failed: nothing of it is left in the swarm.
+#[derive(Debug, thiserror::Error)]
+#[error("the swarm does not list it")]
+pub(crate) struct Withdrawn;
+
 /// Why a change of role ended early.
 const STOPPED: &str = "this node is about to stop or leave";
 /// How often a manager looks whether it is in the group.
@@ -55,8 +60,10 @@ pub(crate) struct Parts {
 pub(crate) enum Beginning {
     /// It founds a cluster with these first objects.
     Found(Vec<Action>),
-    /// It asks to be taken into the group.
+    /// New in the swarm, it asks to be taken into the group.
     Join,
+    /// A worker until now, it asks to be taken into the group.
+    Promote,
     /// It goes on with what is on disk.
     Resume,
     /// It goes on with what is on disk, as the only manager of a new cluster.
@@ -127,13 +134,14 @@ impl Member {
             Ok(worker) => worker,
             Err(error) => {
                 // A voter that vanishes would count against the others' quorum for ever.
+                let mut error = anyhow::Error::from(error);
                 if let Some(running) = running {
-                    if joined && let Err(error) = running.manager.leave(&[]).await {
-                        tracing::warn!(error = %error, "the other managers still count on this one; remove it there");
+                    if joined {
+                        error = withdraw(&running.manager, &[], error).await;
                     }
                     running.shutdown().await;
                 }
-                return Err(error.into());
+                return Err(error);
             }
         };
         let member = Arc::new(Self {
@@ -248,7 +256,8 @@ impl Member {
         match wanted {
             Role::Manager => {
                 let membership = self.numbered()?;
-                let start = start_manager(&self.config, &self.identity, &membership, None, Beginning::Join, &self.stop);
+                let start =
+                    start_manager(&self.config, &self.identity, &membership, None, Beginning::Promote, &self.stop);
                 let running = start.await?;
                 *self.manager.write().unwrap_or_else(PoisonError::into_inner) = Some(running);
             }
@@ -455,23 +464,36 @@ async fn start_manager(
         }
     });
     let running = Running { manager, stop: unserved, server };
-    let joins = matches!(beginning, Beginning::Join);
+    let (joins, is_promoted) = (matches!(beginning, Beginning::Join), matches!(beginning, Beginning::Promote));
     let begun = stop.run_until_cancelled(begin(&running.manager, membership, beginning)).await;
-    if begun.is_none() && joins {
+    if begun.is_none() && is_promoted {
         // The others may be about to count on it.
         let _ = tokio::time::timeout(UNDO_WITHIN, running.manager.leave(&membership.managers)).await;
     }
-    let begun = begun.context(STOPPED).flatten();
-    if begun.is_err() {
-        running.shutdown().await;
+    let Err(mut error) = begun.context(STOPPED).flatten() else { return Ok(running) };
+    if joins {
+        error = withdraw(&running.manager, &membership.managers, error).await;
     }
-    begun.map(|()| running)
+    running.shutdown().await;
+    Err(error)
+}
+
+/// Undoes a join that failed; the error says so if that was possible.
+async fn withdraw(manager: &Manager, managers: &[String], error: anyhow::Error) -> anyhow::Error {
+    match tokio::time::timeout(UNDO_WITHIN, manager.withdraw(managers)).await {
+        Ok(Ok(())) => error.context(Withdrawn),
+        Ok(Err(why)) => {
+            tracing::warn!(error = %why, "the managers could not be told that this node does not join");
+            error
+        }
+        Err(_) => error,
+    }
 }
 
 async fn begin(manager: &Manager, membership: &Membership, beginning: Beginning) -> Result<()> {
     match beginning {
         Beginning::Found(first) => manager.bootstrap(first).await?,
-        Beginning::Join => manager.join(&membership.managers).await?,
+        Beginning::Join | Beginning::Promote => manager.join(&membership.managers).await?,
         // Whether it is in the group yet, `keep_admitted` looks after.
         Beginning::Resume | Beginning::Force => {}
     }

@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::founding;
 use crate::identity::{self, Clock, Holder, Identity, JoinError};
 use crate::machine::{self, Machine};
-use crate::member::{self, Beginning, Member, Parts};
+use crate::member::{self, Beginning, Member, Parts, Withdrawn};
 use crate::membership::{self, Membership};
 
 /// One node.
@@ -205,8 +205,10 @@ impl Node {
         let membership = self.new_membership(addresses, membership::new_raft_id(), remotes);
         let node_id = identity.subject.node_id.clone();
         self.enter_new(identity, membership, listener, Beginning::Join).await.map_err(|error| {
-            let advice = "the swarm lists this node until `node rm` on a manager removes it";
-            internal(error.context(format!("this node, {node_id}, could not join; {advice}")))
+            let advice =
+                "the swarm may list this node until `node rm` removes it there, after `node demote` of a manager";
+            let error = if error.is::<Withdrawn>() { error } else { error.context(advice) };
+            internal(error.context(format!("this node, {node_id}, could not join")))
         })
     }
 

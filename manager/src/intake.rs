@@ -96,31 +96,13 @@ mod tests {
     use skep_proto::v1::{Node, NodeDescription, object};
 
     use super::*;
-    use crate::Manager;
     use crate::action::put;
-
-    struct NoPeers;
-
-    impl crate::raft::Dialer for NoPeers {
-        fn channel(&self, address: &str) -> std::io::Result<tonic::transport::Channel> {
-            Err(std::io::Error::other(format!("nobody is at {address}")))
-        }
-    }
+    use crate::testing::alone;
 
     #[tokio::test]
     async fn a_node_whose_report_can_not_be_written_lives_all_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = crate::Config {
-            dir: dir.path().join("raft"),
-            node_id: "m".into(),
-            raft_id: 1,
-            address: "127.0.0.1:1".into(),
-            former_raft_ids: Vec::new(),
-            key: [7; 32],
-        };
-        let manager = Manager::start(config, Arc::new(NoPeers)).await.unwrap();
         let node = Node { id: "n".into(), ..Node::default() };
-        manager.bootstrap(vec![put(object::Kind::Node(node))]).await.unwrap();
+        let (_dir, manager) = alone(vec![put(object::Kind::Node(node))]).await;
         let beat = |applied_generation| NodeBeat { node_id: "n".into(), applied_generation, heard: true };
         // No log takes an entry of that size.
         let huge = NodeDescription { hostname: "x".repeat(64 << 20), ..NodeDescription::default() };

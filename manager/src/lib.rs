@@ -21,6 +21,8 @@ pub mod peer;
 pub mod peers;
 pub mod raft;
 pub mod store;
+#[cfg(test)]
+mod testing;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -219,11 +221,20 @@ impl Manager {
     /// Leaves the group in good order; refused when the rest would have no quorum. Asked are the managers that this one
     /// knows, then `others`.
     pub async fn leave(&self, others: &[String]) -> Result<(), Error> {
+        self.part(others, false).await
+    }
+
+    /// Undoes a join that came to nothing: leaves the group, as far as it was entered, and the list of nodes.
+    pub async fn withdraw(&self, others: &[String]) -> Result<(), Error> {
+        self.part(others, true).await
+    }
+
+    async fn part(&self, others: &[String], withdraw: bool) -> Result<(), Error> {
         let mut managers = self.other_managers();
         managers.extend(others.iter().filter(|other| **other != self.address).cloned());
         managers.sort_unstable();
         managers.dedup();
-        let request = LeaveRaftRequest { node_id: self.node_id.clone() };
+        let request = LeaveRaftRequest { node_id: self.node_id.clone(), withdraw };
         if self.raft.leadership().borrow().is_self {
             // Hand over first: the one who leads can't take itself out in one step.
             self.raft.transfer_leadership().await?;

@@ -84,6 +84,9 @@ impl peers_server::Peers for PeersService {
         }
         self.require_leader()?;
         remove_member(&self.control, &request.node_id).await?;
+        if request.withdraw {
+            self.control.forget_node(&request.node_id).await?;
+        }
         Ok(Response::new(Empty {}))
     }
 
@@ -137,7 +140,8 @@ impl PeersService {
 
 /// Whether the group certainly does not count on the manager that was to be added.
 fn is_outside(error: &raft::Error) -> bool {
-    matches!(error, raft::Error::AddressTaken { .. } | raft::Error::NotCaughtUp { .. })
+    use raft::Error;
+    matches!(error, Error::AddressTaken { .. } | Error::NotReached { .. } | Error::NotCaughtUp { .. })
 }
 
 /// Takes a manager out of the group, then out of the store's list of managers.

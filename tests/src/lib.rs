@@ -168,6 +168,12 @@ impl Cluster {
         leader.map(|l| l.trim().to_owned()).with_context(|| format!("no leader in {list:?}"))
     }
 
+    /// Fails unless the swarm lists exactly so many nodes.
+    pub fn only(&self, asked: &str, nodes: usize) -> Result<()> {
+        let list = self.skep(asked, &["node", "ls", "--quiet"])?;
+        if list.lines().count() == nodes { Ok(()) } else { bail!("{nodes} nodes wanted: {list:?}") }
+    }
+
     /// Name of its lab.
     pub fn name(&self) -> &str {
         &self.name

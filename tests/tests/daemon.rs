@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -146,8 +147,12 @@ impl Daemon {
         let begun = Instant::now();
         self.signal(signal)?;
         self.tells("STOPPING=1")?;
+        Ok((self.end()?, begun.elapsed()))
+    }
+
+    fn end(&mut self) -> Result<ExitStatus> {
         let status = eventually("the daemon's end", || self.helper.try_wait()?.context("it runs"));
-        Ok((status.with_context(|| self.said())?, begun.elapsed()))
+        status.with_context(|| self.said())
     }
 }
 
@@ -234,6 +239,23 @@ fn a_daemon_keeps_its_word_to_its_service_manager_its_log_and_whoever_signals() 
     assert!(!place.socket().exists(), "the socket is still there");
     daemon.lines()?;
     drop(daemon);
+
+    // A request that never ends is waited for, but not against somebody who insists.
+    let mut daemon = Daemon::start(&cluster, &place, "forced")?;
+    let mut upload = UnixStream::connect(place.socket())?;
+    upload.set_read_timeout(Some(DEADLINE))?;
+    write!(upload, "POST /images/load HTTP/1.1\r\nHost: skep\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")?;
+    let mut asked = [0; 12];
+    upload.read_exact(&mut asked)?;
+    assert_eq!(&asked, b"HTTP/1.1 100", "the body is not read");
+    daemon.signal("-TERM")?;
+    daemon.tells("STOPPING=1")?;
+    daemon.signal("-TERM")?;
+    let status = daemon.end()?;
+    assert!(status.success(), "{status}: {}", daemon.said());
+    daemon.logs(0, "WARN", "a second signal forced the stop")?;
+    assert!(!place.socket().exists(), "the socket is still there");
+    drop((daemon, upload));
     cluster.down()?;
     // Nothing is mounted in there any more.
     Ok(place.dir.close()?)

@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::{Child, Stdio};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use skep_tests::{Cluster, eventually};
+use skep_tests::{Cluster, DEADLINE, eventually};
 
 /// A process of a node that listens on a port, until its first connection or the end of the lab.
 struct Listener(Child);
@@ -42,16 +43,50 @@ fn no_manager_joins_on_a_published_port() -> Result<()> {
     create(&cluster, "--name web --publish 2399:80 whoami")?;
     cluster.running("n1", "web", 1)?;
     cluster.skep("n2", &["swarm", "leave"])?;
+    cluster.skep("n1", &["node", "rm", "--force", "n2"])?;
     let token = cluster.skep("n1", &["swarm", "join-token", "--quiet", "manager"])?;
     let listen = format!("{}:2399", cluster.lab.address("n2")?);
     let remote = format!("{}:2377", cluster.lab.address("n1")?);
     let refused = cluster.skep("n2", &["swarm", "join", "--token", token.trim(), "--listen-addr", &listen, &remote]);
     let error = format!("{:#}", refused.unwrap_err());
     ensure!(error.contains("port 2399/tcp is published by service web"), "{error}");
-    ensure!(error.contains("`node rm`"), "{error}");
+    cluster.only("n1", 1)?;
     let info = cluster.skep("n2", &["info", "--format", "{{.Swarm.LocalNodeState}}"])?;
     ensure!(info.trim() == "inactive", "{info}");
     cluster.skep("n2", &["swarm", "join", "--token", token.trim(), &remote])?;
+    cluster.down()
+}
+
+/// Who can't be reached is not taken in, and told so; nothing of the try is left on either side.
+#[test]
+fn a_manager_that_nobody_reaches_does_not_join() -> Result<()> {
+    let cluster = Cluster::up("unreached", 2, 1)?;
+    cluster.skep("n2", &["swarm", "leave"])?;
+    cluster.skep("n1", &["node", "rm", "--force", "n2"])?;
+    let token = cluster.skep("n1", &["swarm", "join-token", "--quiet", "manager"])?;
+    let join = ["swarm", "join", "--token", token.trim()];
+    let own = cluster.lab.address("n2")?;
+    let remote = format!("{}:2377", cluster.lab.address("n1")?);
+    // Nobody listens there; nobody has that address.
+    for advertise in [format!("{own}:2444"), format!("{}:2377", own.rsplit_once('.').unwrap().0.to_owned() + ".99")] {
+        let begun = Instant::now();
+        let words = ["--advertise-addr", &advertise, "--listen-addr", &own, &remote];
+        let refused = cluster.skep("n2", &[&join[..], &words[..]].concat());
+        let error = format!("{:#}", refused.unwrap_err());
+        ensure!(error.contains(&format!("does not answer at {advertise}")), "{error}");
+        ensure!(error.contains("--advertise-addr") && !error.contains("node rm"), "{error}");
+        ensure!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
+        cluster.only("n1", 1)?;
+    }
+    // The managers can't be reached at all: packets are dropped on the way.
+    cluster.lab.partition(&["n1".to_owned(), "n2".to_owned()])?;
+    let begun = Instant::now();
+    let error = format!("{:#}", cluster.skep("n2", &[&join[..], &[&remote]].concat()).unwrap_err());
+    ensure!(error.contains(&remote), "{error}");
+    ensure!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
+    cluster.lab.heal()?;
+    cluster.skep("n2", &[&join[..], &[&remote]].concat())?;
+    cluster.only("n1", 2)?;
     cluster.down()
 }
 

@@ -48,6 +48,88 @@ fn a_stream_outlives_the_daemons_of_every_node() -> Result<()> {
     cluster.down()
 }
 
+/// Five managers decide while three of them are there, and lose nothing while they can't.
+#[test]
+fn five_managers_go_on_without_two() -> Result<()> {
+    let cluster = Cluster::up("five", 5, 5)?;
+    let managers = cluster.skep("n3", &["node", "ls", "--format", "{{.ManagerStatus}}"])?;
+    ensure!(managers.matches("Reachable").count() == 4 && managers.matches("Leader").count() == 1, "{managers}");
+    let create = |asked: &str, name: &str| {
+        let words = ["service", "create", "--detach", "--name", name, "--replicas", "0", "whoami"];
+        match cluster.skep(asked, &words) {
+            // The answer to an earlier try was lost.
+            Err(error) if format!("{error:#}").contains("already exists") => Ok(()),
+            done => done.map(|_| ()),
+        }
+    };
+    let mut nodes = cluster.lab.nodes();
+    let leader = cluster.leader("n1")?;
+    nodes.retain(|node| *node != leader);
+    let last = nodes.pop().context("five nodes")?;
+    for (lost, name) in [(&leader, "one"), (&last, "two")] {
+        cluster.lab.kill(lost)?;
+        for asked in &nodes {
+            let name = format!("{name}-{asked}");
+            eventually("a write is accepted", || create(asked, &name))?;
+        }
+    }
+    let third = nodes.pop().context("three nodes")?;
+    cluster.lab.kill(&third)?;
+    let error = eventually("no write without a quorum", || match create(&nodes[0], "none") {
+        Ok(_) => {
+            cluster.skep(&nodes[0], &["service", "rm", "none"])?;
+            bail!("it was accepted")
+        }
+        Err(error) => Ok(format!("{error:#}")),
+    })?;
+    ensure!(error.contains("The swarm does not have a leader") && error.contains("5 managers"), "{error}");
+    for back in [&third, &last, &leader] {
+        cluster.lab.restart(back)?;
+    }
+    let made = ["one", "two"].map(|name| nodes.iter().chain([&third]).map(move |asked| format!("{name}-{asked}")));
+    let made: BTreeSet<String> = made.into_iter().flatten().collect();
+    for asked in cluster.lab.nodes() {
+        eventually("all that was accepted is known everywhere", || {
+            let list = cluster.skep(&asked, &["service", "ls", "--format", "{{.Name}}"])?;
+            ensure!(list.lines().map(str::to_owned).collect::<BTreeSet<_>>() == made, "{list}");
+            Ok(())
+        })?;
+    }
+    cluster.down()
+}
+
+/// A node that is drained gives its tasks away; one that is paused keeps them and gets no more.
+#[test]
+fn drained_and_paused_nodes_get_no_tasks() -> Result<()> {
+    let cluster = Cluster::up("drain", 3, 1)?;
+    cluster.web(3)?;
+    let on = |node: &str, tasks: usize| -> Result<usize> {
+        Ok(cluster.running("n1", "web", tasks)?.values().filter(|n| *n == node).count())
+    };
+    let make = |node: &str, availability: &str| {
+        cluster.skep("n1", &["node", "update", "--availability", availability, node]).map(|_| ())
+    };
+    let scale = |tasks: usize| cluster.skep("n1", &["service", "scale", "--detach", &format!("web={tasks}")]);
+    ensure!(on("n2", 3)? == 1 && on("n3", 3)? == 1, "not spread");
+    make("n2", "drain")?;
+    eventually("no task on the drained node", || {
+        ensure!(on("n2", 3)? == 0, "it has some");
+        Ok(())
+    })?;
+    // Its ingress still leads to the tasks of others.
+    cluster.reachable(3)?;
+    let kept = on("n3", 3)?;
+    make("n3", "pause")?;
+    scale(6)?;
+    ensure!(on("n3", 6)? == kept && on("n2", 6)? == 0, "kept {kept}: {:?}", cluster.tasks("n1", "web")?);
+    make("n2", "active")?;
+    make("n3", "active")?;
+    scale(9)?;
+    ensure!(on("n2", 9)? > 0, "nothing on a node that is active again");
+    cluster.reachable(9)?;
+    cluster.down()
+}
+
 /// The manager that a node has its session with, by the node's log, and how many sessions were opened so far.
 fn session(cluster: &Cluster, node: &str) -> Result<(String, usize)> {
     let log = std::fs::read_to_string(cluster.lab.log(node))?;

@@ -46,9 +46,10 @@ pub(crate) fn raft(error: raft::Error) -> Status {
         raft::Error::TooLarge { .. } => Code::InvalidArgument,
         // It may have happened: nobody may try it again unseen.
         raft::Error::OutcomeUnknown { .. } => Code::DeadlineExceeded,
-        raft::Error::WouldLoseQuorum { .. } | raft::Error::LastMember { .. } | raft::Error::AddressTaken { .. } => {
-            Code::FailedPrecondition
-        }
+        raft::Error::WouldLoseQuorum { .. }
+        | raft::Error::LastMember { .. }
+        | raft::Error::AddressTaken { .. }
+        | raft::Error::NotReached { .. } => Code::FailedPrecondition,
         _ => Code::Unavailable,
     };
     Status::new(code, chain(&error))
@@ -87,7 +88,11 @@ fn code(reason: RefusalReason) -> Code {
 pub(crate) fn find(kind: ObjectKind, reference: &str, error: &FindError) -> Status {
     let word = word(kind);
     match error {
-        FindError::NotFound => Status::not_found(format!("{word} {reference} not found")),
+        FindError::NotFound => {
+            let hint = (kind == ObjectKind::Network).then(|| validate::only_overlay(reference)).flatten();
+            let hint = hint.map_or(String::new(), |hint| format!(": {hint}"));
+            Status::not_found(format!("{word} {reference} not found{hint}"))
+        }
         FindError::Ambiguous { candidates } => Status::invalid_argument(format!(
             "{word} {reference} is ambiguous: it fits {}; give more characters of the id",
             candidates.join(", ")

@@ -24,7 +24,8 @@ use std::time::{Duration, SystemTime};
 
 use skep_proto::time::unix_ns;
 use skep_proto::v1::{Action, Role, control_server};
-use tonic::{Request, Response, Status};
+use skep_state::State;
+use tonic::{Code, Request, Response, Status};
 
 use crate::line::Line;
 use crate::liveness::Liveness;
@@ -34,6 +35,10 @@ use crate::store::{self, Store, View};
 
 /// How long one call may take on the leader, forwarding and elections included.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often a change is tried whose object changes meanwhile. An update writes its progress a few times a second, and a
+/// try takes some milliseconds.
+const TRIES: u32 = 10;
 
 /// The API of one manager.
 #[derive(Clone)]
@@ -96,6 +101,23 @@ impl Control {
         let voters = self.raft.members().iter().filter(|member| member.voter).count();
         let group = format!("{} of the swarm's {voters} managers are needed", voters / 2 + 1);
         errors::leaderless(Some(&last.map_or(group.clone(), |last| format!("{group}; last answer: {last}"))))
+    }
+
+    /// Changes whatever is there, as often as it changes meanwhile: for calls that name no version of an object.
+    async fn change_current(&self, plan: impl Fn(&State) -> Result<Vec<Action>, Status>) -> Result<(), Status> {
+        let mut tries = 0;
+        loop {
+            let view = self.current().await?;
+            let actions = plan(&view.state)?;
+            if actions.is_empty() {
+                return Ok(());
+            }
+            tries += 1;
+            match self.change(actions).await {
+                Err(status) if status.code() == Code::Aborted && tries < TRIES => {}
+                done => return done.map(|_| ()),
+            }
+        }
     }
 
     /// Proposes an all-or-nothing change and returns its index.
@@ -205,5 +227,39 @@ control_calls! {
         create_config(CreateConfigRequest) -> Config = secrets::create_config, identified by id;
         update_config(UpdateConfigRequest) -> Config = secrets::update_config;
         remove_config(GetRequest) -> Empty = secrets::remove_config;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::cell::Cell;
+
+    use skep_proto::v1::{Node, object};
+
+    use super::*;
+    use crate::action::put;
+    use crate::testing::alone;
+
+    #[tokio::test]
+    async fn a_change_is_tried_again_while_its_object_changes() {
+        let (_dir, manager) = alone(vec![put(object::Kind::Node(Node { id: "n".into(), ..Node::default() }))]).await;
+        let control = manager.control();
+        for (meanwhile, expected) in [(0, Ok(())), (3, Ok(())), (TRIES, Err(Code::Aborted))] {
+            let tries = Cell::new(0);
+            let plan = |state: &State| {
+                let mut next = state.node("n").unwrap().as_ref().clone();
+                // As if somebody had changed it since it was looked at.
+                let behind = u64::from(tries.get() < meanwhile);
+                next.meta.as_mut().unwrap().version -= behind;
+                tries.set(tries.get() + 1);
+                Ok(vec![put(object::Kind::Node(next))])
+            };
+            let changed = control.change_current(plan).await.map_err(|status| status.code());
+            assert_eq!((changed, tries.get()), (expected, TRIES.min(meanwhile + 1)), "{meanwhile}");
+        }
+        let refused = control.change_current(|_| Err(Status::not_found("x"))).await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+        manager.shutdown().await;
     }
 }

@@ -39,12 +39,13 @@ pub(super) async fn list(control: &Control, _: ListNetworksRequest) -> Result<Li
 
 /// Removes a network that no service and no task uses.
 pub(super) async fn remove(control: &Control, request: GetRequest) -> Result<Empty, Status> {
-    let view = control.current().await?;
-    let network = find(&view.state, &request.reference)?;
-    validate::network_removal(&view.state, &network).map_err(errors::invalid)?;
-    let version = network.meta.as_ref().map_or(0, |m| m.version);
-    control.change(vec![remove_object(ObjectKind::Network, &network.id, version)]).await?;
-    Ok(Empty {})
+    let plan = |state: &State| {
+        let network = find(state, &request.reference)?;
+        validate::network_removal(state, &network).map_err(errors::invalid)?;
+        let version = network.meta.as_ref().map_or(0, |m| m.version);
+        Ok(vec![remove_object(ObjectKind::Network, &network.id, version)])
+    };
+    control.change_current(plan).await.map(|()| Empty {})
 }
 
 fn find(state: &State, reference: &str) -> Result<Arc<Network>, Status> {

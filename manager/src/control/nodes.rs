@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use skep_plan::validate;
 use skep_proto::v1::{
-    Empty, GetRequest, ListNodesRequest, ListNodesResponse, Node, NodeState, ObjectKind, RemoveNodeRequest, Role,
-    UpdateNodeRequest, object,
+    Action, Empty, GetRequest, ListNodesRequest, ListNodesResponse, Node, NodeState, ObjectKind, RemoveNodeRequest,
+    Role, UpdateNodeRequest, object,
 };
 use skep_state::State;
 use tonic::Status;
@@ -35,7 +35,7 @@ pub(super) async fn update(control: &Control, request: UpdateNodeRequest) -> Res
     let mut next = node.as_ref().clone();
     next.spec = Some(validate::node(&view.state, &node, spec).map_err(errors::invalid)?);
     if role(&node) == Role::Manager && role(&next) == Role::Worker {
-        may_demote(control, &view.state, &node)?;
+        may_demote(control, &view.state, &node).await?;
     }
     next.meta.get_or_insert_default().version = request.version;
     control.change(vec![put(object::Kind::Node(next))]).await?;
@@ -45,27 +45,45 @@ pub(super) async fn update(control: &Control, request: UpdateNodeRequest) -> Res
 
 /// Removes a node that is down and no manager; `force` removes one that is up, never a manager.
 pub(super) async fn remove(control: &Control, request: RemoveNodeRequest) -> Result<Empty, Status> {
-    let view = control.current().await?;
-    let node = find(&view.state, &request.reference)?;
-    if node.manager.is_some() {
-        return Err(Status::failed_precondition(format!(
-            "node {} is a manager and a member of the consensus group; demote it first",
-            request.reference
-        )));
-    }
-    let ready = node.status.as_ref().is_some_and(|s| s.state() == NodeState::Ready);
-    if ready && !request.force {
-        return Err(Status::failed_precondition(format!(
-            "node {} is not down; let it leave the swarm first, or use force",
-            request.reference
-        )));
-    }
+    let plan = |state: &State| {
+        let node = find(state, &request.reference)?;
+        if node.manager.is_some() {
+            return Err(Status::failed_precondition(format!(
+                "node {} is a manager and a member of the consensus group; demote it first",
+                request.reference
+            )));
+        }
+        let ready = node.status.as_ref().is_some_and(|s| s.state() == NodeState::Ready);
+        if ready && !request.force {
+            return Err(Status::failed_precondition(format!(
+                "node {} is not down; let it leave the swarm first, or use force",
+                request.reference
+            )));
+        }
+        Ok(removal(state, &node))
+    };
+    control.change_current(plan).await.map(|()| Empty {})
+}
+
+/// What takes a node and its tasks out of the state.
+fn removal(state: &State, node: &Node) -> Vec<Action> {
     let mut actions: Vec<_> =
-        view.state.tasks_of_node(&node.id).map(|t| remove_object(ObjectKind::Task, &t.id, 0)).collect();
+        state.tasks_of_node(&node.id).map(|t| remove_object(ObjectKind::Task, &t.id, 0)).collect();
     let version = node.meta.as_ref().map_or(0, |m| m.version);
     actions.push(remove_object(ObjectKind::Node, &node.id, version));
-    control.change(actions).await?;
-    Ok(Empty {})
+    actions
+}
+
+impl Control {
+    /// Removes a node that does not join after all, by its whole id; harmless if it is gone.
+    pub(crate) async fn forget_node(&self, id: &str) -> Result<(), Status> {
+        self.change_current(|state| match state.node(id) {
+            None => Ok(Vec::new()),
+            Some(node) if node.manager.is_none() => Ok(removal(state, &node)),
+            Some(_) => Err(Status::unavailable(format!("node {id} has just become a manager; it may try again"))),
+        })
+        .await
+    }
 }
 
 /// Whether the manager with this number in the consensus group is wanted no more as one.
@@ -79,20 +97,23 @@ fn role(node: &Node) -> Role {
 
 /// Refuses a demotion after which the managers that remain could decide nothing. Those that are on their way out
 /// already don't count among them.
-fn may_demote(control: &Control, state: &State, node: &Node) -> Result<(), Status> {
+async fn may_demote(control: &Control, state: &State, node: &Node) -> Result<(), Status> {
     let Some(manager) = &node.manager else { return Ok(()) };
     let others = state.nodes().filter(|other| other.id != node.id);
     let managers: Vec<(&Arc<Node>, u64)> = others.filter_map(|n| Some((n, n.manager.as_ref()?.raft_id))).collect();
     let leaving = managers.iter().filter(|(n, _)| role(n) == Role::Worker).map(|(_, id)| *id).collect();
-    match control.raft.enough_without(manager.raft_id, &leaving) {
+    match control.raft.enough_without(manager.raft_id, &leaving).await {
         Err(raft::Error::WouldLoseQuorum { reachable, needed, .. }) => {
             let down = managers.iter().filter(|(n, id)| role(n) == Role::Manager && !control.raft.reachable(*id));
             let down: Vec<String> = down.map(|(n, _)| hostname(n)).collect();
+            let way_out = match down.as_slice() {
+                [] => "look at the disks of those that keep behind".to_owned(),
+                down => format!("bring {} back, or demote the managers that are down first", down.join(", ")),
+            };
             Err(Status::failed_precondition(format!(
-                "manager {} can't be demoted now: {reachable} of the managers that remain would be reachable and {needed} \
-                 are needed; bring {} back, or demote the managers that are down first",
-                hostname(node),
-                down.join(", ")
+                "manager {} can't be demoted now: {reachable} of the managers that remain would be reachable and keep up, \
+                 and {needed} are needed; {way_out}",
+                hostname(node)
             )))
         }
         // Whatever else is in the way shows when the leader takes it out of the group, and is tried again there.

@@ -6,6 +6,7 @@ use skep_proto::v1::{
     Config, CreateConfigRequest, CreateSecretRequest, Empty, GetRequest, ListConfigsRequest, ListConfigsResponse,
     ListSecretsRequest, ListSecretsResponse, ObjectKind, Secret, UpdateConfigRequest, UpdateSecretRequest, object,
 };
+use skep_state::State;
 use tonic::Status;
 
 use super::{Control, errors};
@@ -70,13 +71,14 @@ macro_rules! kept_data {
 
         /// Removes one that no service uses.
         pub(super) async fn $remove(control: &Control, request: GetRequest) -> Result<Empty, Status> {
-            let view = control.current().await?;
-            let found = view.state.$find(&request.reference);
-            let found = found.map_err(|e| errors::find(ObjectKind::$kind, &request.reference, &e))?;
-            $validate_removal(&view.state, &found).map_err(errors::invalid)?;
-            let version = found.meta.as_ref().map_or(0, |m| m.version);
-            control.change(vec![remove(ObjectKind::$kind, &found.id, version)]).await?;
-            Ok(Empty {})
+            let plan = |state: &State| {
+                let found = state.$find(&request.reference);
+                let found = found.map_err(|e| errors::find(ObjectKind::$kind, &request.reference, &e))?;
+                $validate_removal(state, &found).map_err(errors::invalid)?;
+                let version = found.meta.as_ref().map_or(0, |m| m.version);
+                Ok(vec![remove(ObjectKind::$kind, &found.id, version)])
+            };
+            control.change_current(plan).await.map(|()| Empty {})
         }
     };
 }

@@ -50,12 +50,12 @@ pub(super) async fn update(control: &Control, request: UpdateServiceRequest) -> 
 
 /// Begins the removal: the orchestrator drains the tasks, then the service goes.
 pub(super) async fn remove(control: &Control, request: GetRequest) -> Result<Empty, Status> {
-    let view = control.current().await?;
-    let service = find(&view.state, &request.reference)?;
-    let mut next = service.as_ref().clone();
-    next.removing = true;
-    control.change(vec![put(object::Kind::Service(next))]).await?;
-    Ok(Empty {})
+    let plan = |state: &State| {
+        let mut next = find(state, &request.reference)?.as_ref().clone();
+        next.removing = true;
+        Ok(vec![put(object::Kind::Service(next))])
+    };
+    control.change_current(plan).await.map(|()| Empty {})
 }
 
 /// One service by id, prefix or name.

@@ -100,6 +100,19 @@ pub enum Error {
         /// Voters needed among the remaining ones.
         needed: usize,
     },
+    /// A new member does not answer at the address that it gives.
+    #[error(
+        "no manager can be added that the leader can't reach: manager {id:x} does not answer at {address} ({why}); check \
+         its --advertise-addr, and that nothing between the managers blocks the port"
+    )]
+    NotReached {
+        /// The new member.
+        id: u64,
+        /// Its address.
+        address: String,
+        /// What became of the last try.
+        why: String,
+    },
     /// A new member did not receive the log in time and was taken out again.
     #[error(
         "manager {id:x} at {address} did not catch up within {waited:?}; check that the managers can reach that address, \

@@ -29,7 +29,7 @@ use super::wire;
 const TAIL_BYTES: usize = 8 << 20;
 /// Entries that may wait for the disk, in bytes; a slower disk slows the proposers down.
 const UNSYNCED_BYTES: u32 = 64 << 20;
-/// Jobs that may wait for the disk: more than proposals may be in flight, so that the core does not wait with them.
+/// Jobs that may wait for the disk: more than proposals may be in flight, so that it is bytes that slow the core down.
 const JOBS: usize = 16_384;
 /// Entries sent in one append request or read at a time to be applied, in bytes.
 pub(crate) const READ_BYTES: usize = 1 << 20;
@@ -146,7 +146,7 @@ impl LogStore {
         self.shared.appended.swap(0, Ordering::Relaxed)
     }
 
-    /// Vote and last entry, for recovery by hand.
+    /// The vote, which is durable, and the last entry, which may not be.
     pub(crate) fn mark(&self) -> Mark {
         let state = self.shared.state();
         Mark { last: state.last, vote: state.vote }

@@ -47,7 +47,8 @@ pub(crate) enum Job {
         done: Done,
     },
     /// Removes everything up to `upto`; `end` is the last entry afterwards.
-    /// Nobody waits for it: until it is done there is only more on the disk than is needed.
+    /// Nobody waits for it: until it is done there is only more on the disk than is needed. If it fails, so does
+    /// everything after it.
     Purge {
         upto: LogId,
         end: Option<LogId>,

@@ -17,6 +17,8 @@ use super::propose::{Limit, RETRY};
 use super::types::{Metrics, Node};
 use super::{Inner, Leader, Member};
 
+/// How long a manager that is to be added may take to answer.
+const PROBE_WITHIN: Duration = Duration::from_secs(3);
 /// Entries that a learner may lack when it gets its vote.
 const CLOSE: u64 = 128;
 
@@ -40,6 +42,7 @@ impl Inner {
             return Ok(());
         }
         if known.is_none() {
+            self.probe(id, address, &limit).await?;
             self.change(ChangeMembers::AddNodes(BTreeMap::from([(id, node)])), true, &limit).await?;
         }
         if !self.caught_up(id, &limit).await? {
@@ -51,13 +54,36 @@ impl Inner {
         self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true, &limit).await
     }
 
+    /// Asks a manager, at the address that it is to have, whether it is there: who can't be reached would cost a long
+    /// wait and be taken out again.
+    async fn probe(&self, id: u64, address: &str, limit: &Limit) -> Result<()> {
+        let end = limit.end.min(tokio::time::Instant::now() + PROBE_WITHIN);
+        loop {
+            let answer = match self.pool.client(address, Lane::Control) {
+                Ok((mut client, _)) => {
+                    timeout_at(end, client.probe(v1::RaftProbeRequest { to: id, from: self.config.node })).await
+                }
+                Err(e) => Ok(Err(tonic::Status::unavailable(e.to_string()))),
+            };
+            let (why, again) = match answer {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(status)) => (innermost(&status), status.code() == tonic::Code::Unavailable),
+                Err(_) => (format!("nothing came back within {PROBE_WITHIN:?}"), false),
+            };
+            if !again || tokio::time::Instant::now() + RETRY >= end {
+                return Err(Error::NotReached { id, address: address.into(), why });
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
     pub(crate) async fn remove_member(&self, id: u64, within: Duration) -> Result<()> {
         let limit = Limit::new(within);
         self.wait_for_leader(&limit).await?;
         if id != self.config.node {
             return self.remove_other(id, within).await;
         }
-        self.may_remove(id)?;
+        self.may_remove(id).await?;
         let leader = self.hand_over(None, &limit).await?;
         let (mut client, _) = self.pool.client(&leader.address, Lane::Control).map_err(|e| Error::Membership {
             reason: format!("the new leader at {} is not reachable: {e}", leader.address),
@@ -80,7 +106,7 @@ impl Inner {
         if id == self.config.node {
             return Err(Error::Membership { reason: format!("manager {id:x} leads again; try again") });
         }
-        let voter = self.may_remove(id)?;
+        let voter = self.may_remove(id).await?;
         let ids = BTreeSet::from([id]);
         let change = if voter { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) };
         // `retain: false` takes it out altogether instead of leaving it a learner.
@@ -88,7 +114,7 @@ impl Inner {
     }
 
     /// Whether the member has a vote, if it may go at all.
-    fn may_remove(&self, id: u64) -> Result<bool> {
+    async fn may_remove(&self, id: u64) -> Result<bool> {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         if membership.get_node(&id).is_none() {
@@ -98,12 +124,13 @@ impl Inner {
         if !voters.contains(&id) {
             return Ok(false);
         }
-        self.enough_without(id, &BTreeSet::new()).map(|()| true)
+        self.enough_without(id, &BTreeSet::new()).await.map(|()| true)
     }
 
     /// Whether those could decide that remain after a member and `others`, which are on their way out already. Known to
-    /// the leader only.
-    pub(crate) fn enough_without(&self, id: u64, others: &BTreeSet<u64>) -> Result<()> {
+    /// the leader only. Who answers but can't write, because its disk hangs, does not count: it has to have what is
+    /// committed by now, or get it soon.
+    pub(crate) async fn enough_without(&self, id: u64, others: &BTreeSet<u64>) -> Result<()> {
         let metrics = self.metrics();
         let leaving = |voter: &u64| *voter == id || others.contains(voter);
         let rest: Vec<u64> = metrics.membership_config.voter_ids().filter(|voter| !leaving(voter)).collect();
@@ -111,7 +138,14 @@ impl Inner {
             return Err(Error::LastMember { id });
         }
         let needed = rest.len() / 2 + 1;
-        let reachable = rest.iter().filter(|voter| self.reachable(&metrics, **voter)).count();
+        let committed = metrics.cluster_committed.map(|id| id.index);
+        let able = |metrics: &Metrics| {
+            let matched = |voter: &u64| metrics.replication.as_ref().and_then(|all| all.get(voter).copied().flatten());
+            let writes = |voter: &u64| *voter == self.config.node || matched(voter).map(|id| id.index) >= committed;
+            rest.iter().filter(|voter| self.reachable(metrics, **voter) && writes(voter)).count()
+        };
+        let enough = self.core.wait(Some(self.config.fresh())).metrics(|now| able(now) >= needed, "a quorum").await;
+        let reachable = enough.map_or_else(|_| able(&self.metrics()), |now| able(&now));
         if reachable < needed {
             return Err(Error::WouldLoseQuorum { id, reachable, needed });
         }
@@ -223,4 +257,13 @@ impl Inner {
         };
         Error::OutcomeUnknown { waited: limit.waited(), why }
     }
+}
+
+/// What lies behind a failed call.
+fn innermost(status: &tonic::Status) -> String {
+    let mut cause: &dyn std::error::Error = status;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    if std::ptr::addr_eq(cause, status) { status.message().to_owned() } else { cause.to_string() }
 }

@@ -290,7 +290,7 @@ impl Raft {
     /// harmless. Takes [`Config::change_limit`] at most, as do the other changes of members and leaders.
     ///
     /// # Errors
-    /// `NotCaughtUp` (it is taken out again), `AddressTaken`, and those of [`Raft::propose`].
+    /// `NotReached`, `NotCaughtUp` (it is taken out again), `AddressTaken`, and those of [`Raft::propose`].
     pub async fn add_member(&self, id: u64, address: &str) -> Result<()> {
         self.inner.add_member(id, address, self.inner.config.change_limit).await
     }
@@ -326,8 +326,8 @@ impl Raft {
     ///
     /// # Errors
     /// `WouldLoseQuorum`, `LastMember`.
-    pub fn enough_without(&self, id: u64, others: &std::collections::BTreeSet<u64>) -> Result<()> {
-        self.inner.enough_without(id, others)
+    pub async fn enough_without(&self, id: u64, others: &std::collections::BTreeSet<u64>) -> Result<()> {
+        self.inner.enough_without(id, others).await
     }
 
     /// Hands leadership to the manager that is closest behind and returns it.

@@ -82,6 +82,9 @@ impl Service {
     /// What becomes of a request. The core answers once everything that it was sent before is durable, to a sign of life
     /// too; but that asks for no more than whether this manager follows the leader, and a slow disk must not pass for a
     /// dead manager. It is answered as soon as the core has seen it, if the leader's vote is durable.
+    ///
+    /// Such an answer must not be read as a word about the log: leaders send entries, and learn from answers what a
+    /// manager has, in streams only (see `Peer::stream_append`).
     async fn appended(
         &self,
         request: AppendEntriesRequest<TypeConfig>,
@@ -105,7 +108,7 @@ impl Service {
                 answer = &mut answer => return answer.map_err(stopped),
                 follows = &mut look => {
                     if follows && self.inner.log.mark().vote == Some(vote) {
-                        // A refusal needs no disk: if there is one, it has come by now.
+                        // A refusal seldom waits for the disk: if there is one, it has come by now.
                         let answer = (&mut answer).now_or_never();
                         return answer.unwrap_or(Ok(AppendEntriesResponse::Success)).map_err(stopped);
                     }
@@ -235,6 +238,13 @@ impl raft_server::Raft for Service {
         let linearizer = linearizer.map_err(|e| Status::unavailable(e.to_string()))?;
         let id = Some(wire::log_id_to(linearizer.read_log_id().log_id()));
         Ok(Response::new(v1::RaftReadIndexResponse { id }))
+    }
+
+    async fn probe(&self, request: Request<v1::RaftProbeRequest>) -> Answer<v1::RaftProbeResponse> {
+        let (_, caller, request) = request.into_parts();
+        self.door.admit(&caller, request.from)?;
+        self.meant(request.to)?;
+        Ok(Response::new(v1::RaftProbeResponse {}))
     }
 
     async fn remove_member(

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use futures::FutureExt as _;
 use openraft::StorageError;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -116,6 +117,29 @@ async fn the_log_survives_a_restart_a_rewritten_tail_and_a_purge() {
     assert_eq!(all[0], entry(1, 100, b"old 100"));
     assert_eq!(all[299], entry(1, 399, b"old 399"));
     assert_eq!(all[300], entry(3, 400, b"new 400"));
+    drop(log);
+    close(closer).await;
+}
+
+#[tokio::test]
+async fn a_purge_is_not_waited_for_and_lies_between_its_neighbours() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, closer) = open(dir.path()).await;
+    append(&mut log, (0..100).map(|i| entry(1, i, b"old")).collect()).await;
+    let hung = log.hang().await.unwrap();
+    assert!(log.purge(id(1, 99)).now_or_never().is_some(), "it waits for the disk");
+    let (done, mut durable) = TypeConfig::oneshot();
+    log.append(vec![entry(1, 100, b"new")], IOFlushed::signal(done)).await.unwrap();
+    assert!((&mut durable).now_or_never().is_none());
+    assert_eq!(log.try_get_log_entries(..).await.unwrap(), [entry(1, 100, b"new")]);
+    drop(hung);
+    durable.await.unwrap().unwrap();
+    drop(log);
+    close(closer).await;
+    let (mut log, closer) = open(dir.path()).await;
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(id(1, 99)), Some(id(1, 100))));
+    assert_eq!(log.try_get_log_entries(..).await.unwrap(), [entry(1, 100, b"new")]);
     drop(log);
     close(closer).await;
 }

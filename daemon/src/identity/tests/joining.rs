@@ -1,6 +1,7 @@
 //! Joining: which token makes what of a node, and who is told why not.
 
 use super::*;
+use tokio::io::AsyncReadExt as _;
 
 #[tokio::test]
 async fn a_node_joins_with_the_role_of_its_token() {
@@ -105,6 +106,32 @@ async fn joining_nobody_fails_at_once() {
     }));
     let error = attempt(address).await;
     assert!(matches!(error, JoinError::NotAManager { .. }), "{error}");
+}
+
+/// A client that knows TLS 1.2 only is sent away with the alert that says so.
+#[tokio::test]
+async fn an_older_tls_is_refused() {
+    const VERSION_1_2: [u8; 2] = [3, 3];
+    let manager = Manager::start(State::found(DAY)).await;
+    let hello = [
+        &VERSION_1_2[..],
+        &[7; 32],                        // random
+        &[0],                            // no session
+        &[0, 4, 0xc0, 0x2b, 0xc0, 0x2f], // ECDHE with AES-128-GCM, for ECDSA and RSA
+        &[1, 0],                         // no compression
+        &[0, 16],
+        &[0, 13, 0, 4, 0, 2, 4, 3],  // signatures: ECDSA with SHA-256
+        &[0, 10, 0, 4, 0, 2, 0, 23], // groups: P-256
+    ]
+    .concat();
+    let length = u8::try_from(hello.len()).unwrap();
+    let record = [&[22, 3, 1, 0, length + 4, 1, 0, 0, length][..], &hello].concat();
+    let mut tcp = tokio::net::TcpStream::connect(&manager.address).await.unwrap();
+    tcp.write_all(&record).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(DEADLINE, tcp.read_to_end(&mut answer)).await.unwrap().unwrap();
+    // A fatal alert, and nothing else: protocol version.
+    assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70]);
 }
 
 #[tokio::test]
