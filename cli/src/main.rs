@@ -24,10 +24,12 @@ mod task;
 mod template;
 mod value;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::builder::ValueRange;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use client::{Client, DEFAULT_HOST};
 
@@ -124,7 +126,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    let cli = match Cli::try_parse() {
+    let cli = match command_line(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             let code = if error.use_stderr() { USAGE } else { 0 };
@@ -196,9 +198,43 @@ async fn ask(client: &Client, command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The command line as a whole.
+fn command_line<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Result<Cli, clap::Error> {
+    let mut command = hyphens_in_values(Cli::command());
+    let matches = command.try_get_matches_from_mut(args)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// Has what follows an option be its value, even if it begins with a hyphen: a number below zero is then refused as what
+/// it is.
+fn hyphens_in_values(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let one = arg.get_num_args().is_none_or(|values| values == ValueRange::SINGLE);
+        let is_option = arg.get_action().takes_values() && !arg.is_positional();
+        if one && is_option { arg.allow_hyphen_values(true) } else { arg }
+    });
+    let names: Vec<String> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, hyphens_in_values))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_may_begin_with_a_hyphen_and_is_judged_as_a_value() {
+        for (line, said) in [
+            ("skep service create --replicas -1 whoami", "invalid value '-1' for '--replicas"),
+            ("skep service create --nothing -1 whoami", "unexpected argument '--nothing'"),
+            ("skep service create -1 whoami", "unexpected argument '-1'"),
+        ] {
+            let error = command_line(line.split(' ')).map(|_| ()).map_err(|error| error.to_string());
+            assert!(error.as_ref().is_err_and(|error| error.contains(said)), "{line}: {error:?}");
+        }
+        for line in ["skep service create --env -a=-b --publish -1:80 whoami -c x", "skep service logs --tail -1 web"] {
+            assert!(command_line(line.split(' ')).is_ok(), "{line}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {

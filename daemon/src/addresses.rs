@@ -111,6 +111,24 @@ pub(crate) fn change(
     choose(&listen.to_string(), &told, &sent, machine)
 }
 
+/// Whether a text may name an address: for settings that are read before the machine is looked at, where an interface may
+/// be missing that comes later.
+pub(crate) fn is_readable(text: &str) -> bool {
+    let name = match text.rsplit_once(':') {
+        Some((name, port)) => port.parse::<u16>().is_ok().then_some(name),
+        None => Some(text),
+    };
+    // The kernel's rule for names of links; one like an address is a mistyped address.
+    let is_link = |name: &str| {
+        (1..16).contains(&name.len())
+            && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
+            && name.contains(|c: char| c != '.' && !c.is_ascii_digit())
+    };
+    text.parse::<SocketAddr>().is_ok()
+        || text.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+        || name.is_some_and(is_link)
+}
+
 /// `address`, `address:port`, `interface` or `interface:port`.
 fn resolve(flag: &'static str, text: &str, port: u16, machine: &[Interface]) -> Result<SocketAddr, Error> {
     if let Ok(address) = text.parse::<SocketAddr>() {
@@ -244,6 +262,20 @@ mod tests {
         assert!(matches!(error("eth9", &two), Some(Error::Unreadable { .. })));
         assert!(matches!(error("0.0.0.0", &two), Some(Error::Unreachable { .. })));
         assert!(matches!(error("", &[]), Some(Error::None)));
+    }
+
+    #[test]
+    fn a_text_that_can_name_no_address_is_told_from_one_that_may() {
+        for text in
+            ["10.1.1.1", "10.1.1.1:99", "[fe80::1]:99", "fe80::1", "0.0.0.0", "eth0", "eth0:99", "wg-a", "br0.7"]
+        {
+            assert!(is_readable(text), "{text}");
+        }
+        for text in
+            ["", " ", "10.1.1", "300.1.1.1", "10.1.1.1:99999", "eth0:port", "eth 0", "a/b", ":99", "sixteen-letters-a"]
+        {
+            assert!(!is_readable(text), "{text}");
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::addresses;
+
 /// Where the settings file is looked for when no flag names one; there it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/skep/skep.toml";
 
@@ -209,6 +211,15 @@ fn check(config: Config) -> Result<Config, Error> {
     if config.data_dir == config.run_dir {
         return bad("run-dir", &config.run_dir.to_string_lossy(), "data and run directory have to differ");
     }
+    for (name, address) in [
+        ("listen-addr", &config.listen_addr),
+        ("advertise-addr", &config.advertise_addr),
+        ("data-path-addr", &config.data_path_addr),
+    ] {
+        if !address.is_empty() && !addresses::is_readable(address) {
+            return bad(name, address, "give an address or an interface, with or without a port");
+        }
+    }
     if config.data_path_port != 0 && !(1024..=49151).contains(&config.data_path_port) {
         return bad("data-path-port", &config.data_path_port.to_string(), "give a port from 1024 to 49151");
     }
@@ -296,6 +307,7 @@ mod tests {
                 "hosts" => "['unix:///x']",
                 "labels" => "['a=b']",
                 "gateway-subnet" => "'10.9.0.0/16'",
+                "listen-addr" | "advertise-addr" | "data-path-addr" => "'10.9.9.9'",
                 _ => "'/other'",
             };
             let other = merge(&Options::default(), toml::from_str(&format!("{key} = {value}"))?)?;
@@ -329,6 +341,9 @@ mod tests {
             (Options { data_dir: Some("relative".into()), ..Options::default() }, "data-dir"),
             (Options { hosts: vec!["tcp://0.0.0.0:2375".into()], ..Options::default() }, "host"),
             (Options { data_path_port: Some(80), ..Options::default() }, "data-path-port"),
+            (Options { listen_addr: Some("10.1.1.1:99999".into()), ..Options::default() }, "listen-addr"),
+            (Options { advertise_addr: Some("10.1.1".into()), ..Options::default() }, "advertise-addr"),
+            (Options { data_path_addr: Some("eth 0".into()), ..Options::default() }, "data-path-addr"),
             (Options { cgroup_parent: Some("../x".into()), ..Options::default() }, "cgroup-parent"),
             (Options { run_dir: Some("/var/lib/skep".into()), ..Options::default() }, "run-dir"),
         ];

@@ -51,6 +51,9 @@ const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// How long the state of a forced cluster may take to be told.
 const FORCE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Why nobody could be asked.
+const UNASKED: &str = "no manager's address is known";
+
 /// How long a new manager keeps asking to be taken into the group.
 const JOIN_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -253,7 +256,7 @@ impl Manager {
             PeersClient<tonic::transport::Channel>,
         ) -> futures::future::BoxFuture<'static, Result<(), tonic::Status>>,
     ) -> Result<(), Error> {
-        let mut why = "no manager's address is known".to_owned();
+        let mut why = UNASKED.to_owned();
         let mut asked = String::new();
         let until = tokio::time::Instant::now() + JOIN_DEADLINE;
         while tokio::time::Instant::now() < until {
@@ -269,7 +272,12 @@ impl Manager {
                 match tokio::time::timeout(JOIN_DEADLINE, call(PeersClient::new(channel))).await {
                     Ok(Ok(())) => return Ok(()),
                     // Not the leader, or an election: the next one may know.
-                    Ok(Err(status)) if status.code() == tonic::Code::Unavailable => why = status.message().to_owned(),
+                    Ok(Err(status)) if status.code() == tonic::Code::Unavailable => {
+                        // What the leader says is worth more.
+                        if status.message() != peers::NOT_LEADING || why == UNASKED {
+                            status.message().clone_into(&mut why);
+                        }
+                    }
                     Ok(Err(status)) => {
                         return Err(Error::Membership { address: asked, why: status.message().to_owned() });
                     }

@@ -21,6 +21,9 @@ use crate::peer::require_manager;
 use crate::raft;
 use crate::store;
 
+/// The answer of a manager that can't decide.
+pub(crate) const NOT_LEADING: &str = "this manager does not lead; ask the leader";
+
 /// How long a change of the group's members may take, catching up included.
 const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -130,11 +133,7 @@ impl PeersService {
     }
 
     fn require_leader(&self) -> Result<(), Status> {
-        if self.control.raft.leadership().borrow().is_self {
-            Ok(())
-        } else {
-            Err(Status::unavailable("this manager does not lead; ask the leader"))
-        }
+        if self.control.raft.leadership().borrow().is_self { Ok(()) } else { Err(Status::unavailable(NOT_LEADING)) }
     }
 }
 
