@@ -48,6 +48,11 @@ pub(crate) fn is_not_found(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|r| r.status == StatusCode::NOT_FOUND)
 }
 
+/// Whether an error says that the object has changed since it was read.
+pub(crate) fn is_outdated(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refused>().is_some_and(|r| r.message.contains("update out of sequence"))
+}
+
 enum Address {
     Unix(PathBuf),
     Tcp(String),

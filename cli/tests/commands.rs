@@ -101,6 +101,15 @@ async fn a_swarm_and_a_service_from_the_first_command_on() {
     node.fails("service scale web=x", "invalid replicas value").await;
     node.fails("service scale nope=1", "nope").await;
 
+    // The cluster writes to a service too: what was asked for is asked for again, as long as that may help.
+    for change in ["service scale -d web=4", "service update -d --label-add again=1 web", "service scale -d web=5"] {
+        node.fake.others_change(3);
+        node.ok(change).await;
+    }
+    node.fake.others_change(u32::MAX);
+    node.fails("service scale -d web=6", "update out of sequence").await;
+    node.fake.others_change(0);
+
     node.ok("service update -d --env-add A=1 --env-add B=2 --label-add x=y --limit-memory 64M web").await;
     node.ok("service update -d --env-rm A --publish-rm 80 web").await;
     let spec = node.args(&["service", "inspect", "web", "--format", "{{json .Spec}}"]).await.out;

@@ -206,7 +206,7 @@ impl Node {
         let node_id = identity.subject.node_id.clone();
         self.enter_new(identity, membership, listener, Beginning::Join).await.map_err(|error| {
             let advice =
-                "the swarm may list this node until `node rm` removes it there, after `node demote` of a manager";
+                "if the swarm lists this node now, `node rm` removes it there (`node demote` first, if as a manager)";
             let error = if error.is::<Withdrawn>() { error } else { error.context(advice) };
             internal(error.context(format!("this node, {node_id}, could not join")))
         })

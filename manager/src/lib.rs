@@ -51,6 +51,9 @@ const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// How long the state of a forced cluster may take to be told.
 const FORCE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Managers that one call asks at most, those among them that others have named.
+const MAX_ASKED: usize = 32;
+
 /// Why nobody could be asked.
 const UNASKED: &str = "no manager's address is known";
 
@@ -234,7 +237,8 @@ impl Manager {
 
     async fn part(&self, others: &[String], withdraw: bool) -> Result<(), Error> {
         let mut managers = self.other_managers();
-        managers.extend(others.iter().filter(|other| **other != self.address).cloned());
+        // Who withdraws may have been refused because the address is another one's.
+        managers.extend(others.iter().filter(|other| withdraw || **other != self.address).cloned());
         managers.sort_unstable();
         managers.dedup();
         let request = LeaveRaftRequest { node_id: self.node_id.clone(), withdraw };
@@ -258,9 +262,11 @@ impl Manager {
     ) -> Result<(), Error> {
         let mut why = UNASKED.to_owned();
         let mut asked = String::new();
+        let mut managers = managers.to_vec();
         let until = tokio::time::Instant::now() + JOIN_DEADLINE;
         while tokio::time::Instant::now() < until {
-            for address in managers {
+            let mut leader = None;
+            for address in &managers {
                 asked.clone_from(address);
                 let channel = match self.control.dialer.channel(address) {
                     Ok(channel) => channel,
@@ -273,6 +279,7 @@ impl Manager {
                     Ok(Ok(())) => return Ok(()),
                     // Not the leader, or an election: the next one may know.
                     Ok(Err(status)) if status.code() == tonic::Code::Unavailable => {
+                        leader = leader.or_else(|| peers::leader_of(&status));
                         // What the leader says is worth more.
                         if status.message() != peers::NOT_LEADING || why == UNASKED {
                             status.message().clone_into(&mut why);
@@ -283,6 +290,13 @@ impl Manager {
                     }
                     Err(_) => "it did not answer".clone_into(&mut why),
                 }
+            }
+            if let Some(leader) = leader
+                && !managers.contains(&leader)
+                && managers.len() < MAX_ASKED
+            {
+                managers.push(leader);
+                continue;
             }
             if managers.is_empty() {
                 break;

@@ -24,6 +24,14 @@ use crate::store;
 /// The answer of a manager that can't decide.
 pub(crate) const NOT_LEADING: &str = "this manager does not lead; ask the leader";
 
+/// Metadata key of that answer: where the leader is reached.
+const LEADER: &str = "skep-leader";
+
+/// Where a manager that can't decide sends its caller.
+pub(crate) fn leader_of(status: &Status) -> Option<String> {
+    status.metadata().get(LEADER)?.to_str().ok().map(str::to_owned)
+}
+
 /// How long a change of the group's members may take, catching up included.
 const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -60,6 +68,15 @@ impl peers_server::Peers for PeersService {
             )));
         }
         validate::manager_address(&view.state, &request.address).map_err(invalid)?;
+        let has = |n: &Node| n.id != node.id && n.manager.as_ref().is_some_and(|m| m.address == request.address);
+        if let Some(owner) = view.state.nodes().find(|n| has(n)) {
+            let name = owner.description.as_ref().map_or("", |d| d.hostname.as_str());
+            return Err(Status::already_exists(format!(
+                "address {} belongs to manager {name} (node {}): give this one an address of its own with \
+                 --advertise-addr, or demote that one first",
+                request.address, owner.id
+            )));
+        }
         // The store knows the manager before the group counts on it; the same command twice changes nothing.
         let manager = ManagerInfo { raft_id, address: request.address.clone(), ..ManagerInfo::default() };
         let change = NodeChange { id: request.node_id.clone(), manager: Some(manager), ..NodeChange::default() };
@@ -133,7 +150,15 @@ impl PeersService {
     }
 
     fn require_leader(&self) -> Result<(), Status> {
-        if self.control.raft.leadership().borrow().is_self { Ok(()) } else { Err(Status::unavailable(NOT_LEADING)) }
+        let leadership = self.control.raft.leadership().borrow().clone();
+        if leadership.is_self {
+            return Ok(());
+        }
+        let mut status = Status::unavailable(NOT_LEADING);
+        if let Some(address) = leadership.leader.and_then(|leader| leader.address.parse().ok()) {
+            status.metadata_mut().insert(LEADER, address);
+        }
+        Err(status)
     }
 }
 

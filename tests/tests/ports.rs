@@ -90,6 +90,29 @@ fn a_manager_that_nobody_reaches_does_not_join() -> Result<()> {
     cluster.down()
 }
 
+/// Any manager may be asked; the leader is found. One that claims the address of another is told whose it is.
+#[test]
+fn a_manager_joins_through_one_that_does_not_lead() -> Result<()> {
+    let cluster = Cluster::up("through", 4, 3)?;
+    cluster.skep("n4", &["swarm", "leave"])?;
+    cluster.skep("n1", &["node", "rm", "--force", "n4"])?;
+    let leader = cluster.leader("n1")?;
+    let follower = cluster.lab.nodes().into_iter().find(|node| *node != leader && node != "n4").unwrap();
+    let token = cluster.skep(&follower, &["swarm", "join-token", "--quiet", "manager"])?;
+    let join = ["swarm", "join", "--token", token.trim()];
+    for (remote, taken) in [(&follower, &follower), (&follower, &leader), (&leader, &leader)] {
+        let (remote, address) = (cluster.lab.address(remote)?, format!("{}:2377", cluster.lab.address(taken)?));
+        let refused = cluster.skep("n4", &[&join[..], &["--advertise-addr", &address, &remote]].concat());
+        let error = format!("{:#}", refused.unwrap_err());
+        ensure!(error.contains(&format!("address {address} belongs to manager {taken}")), "{error}");
+        cluster.only("n1", 3)?;
+    }
+    cluster.skep("n4", &[&join[..], &[&cluster.lab.address(&follower)?]].concat())?;
+    let managers = cluster.skep("n4", &["node", "ls", "--format", "{{.ManagerStatus}}"])?;
+    ensure!(managers.matches("Reachable").count() == 3, "{managers}");
+    cluster.down()
+}
+
 #[test]
 fn in_host_mode_a_port_in_use_is_refused_and_for_the_mesh_it_is_a_warning() -> Result<()> {
     let cluster = Cluster::up("ports", 2, 1)?;

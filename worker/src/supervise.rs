@@ -12,7 +12,7 @@ use skep_proto::time::unix_ns;
 use skep_proto::v1::assignment::Kind;
 use skep_proto::v1::{ContainerStatus, RestartCondition, TaskAssignment, TaskState, TaskStatus};
 use skep_task::{Command, Container, Desired, Exit, Facts, Failure, Next, Policy, Restart, Sandbox, next};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -35,6 +35,13 @@ const MANAGER_WITHIN: Duration = Duration::from_secs(3);
 
 /// Characters of an error that managers are told; they refuse statuses over 8 KiB.
 const MAX_ERROR: usize = 1024;
+
+/// Tasks that are made at a time for each core: a thousand at once would starve each other, the network driver, and a
+/// manager on the same machine.
+const TURNS_PER_CORE: usize = 8;
+
+/// How long a task that is being made may wait for its networks before others come first.
+const TURN: Duration = Duration::from_secs(1);
 
 /// What a supervisor needs done. Every call may be repeated; none blocks for ever.
 pub(crate) trait Hands: Send + Sync + 'static {
@@ -90,6 +97,8 @@ pub(crate) struct Supervisors<H> {
     connected: watch::Receiver<Option<String>>,
     wishes: Arc<Mutex<HashMap<String, watch::Sender<Wish>>>>,
     tasks: TaskTracker,
+    /// How many may be made at a time.
+    turns: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -102,7 +111,9 @@ impl<H: Hands> Supervisors<H> {
         connected: watch::Receiver<Option<String>>,
         stop: CancellationToken,
     ) -> Self {
-        Self { hands, statuses, observer, connected, wishes: Arc::default(), tasks: TaskTracker::new(), stop }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let turns = Arc::new(Semaphore::new(cores * TURNS_PER_CORE));
+        Self { hands, statuses, observer, connected, wishes: Arc::default(), tasks: TaskTracker::new(), turns, stop }
     }
 
     /// Brings the supervisors in line with the assignments: new tasks get one, known ones the new wish, and what is
@@ -183,10 +194,11 @@ impl<H: Hands> Supervisors<H> {
         wishes.insert(id.to_owned(), sender);
         let (hands, statuses, stop) = (Arc::clone(&self.hands), Arc::clone(&self.statuses), self.stop.clone());
         let (id, registry, observer) = (id.to_owned(), Arc::clone(&self.wishes), Arc::clone(&self.observer));
-        let connected = self.connected.clone();
+        let (connected, turns) = (self.connected.clone(), Arc::clone(&self.turns));
         self.tasks.spawn(async move {
             let (hands, observer) = (hands.as_ref(), observer.as_ref());
-            let supervisor = Supervisor { id: &id, hands, statuses: &statuses, observer, connected, stop: &stop };
+            let supervisor =
+                Supervisor { id: &id, hands, statuses: &statuses, observer, connected, turns: &turns, stop: &stop };
             if supervisor.run(receiver).await == Ended::Gone {
                 statuses.forget(&id);
                 registry.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -208,6 +220,7 @@ struct Supervisor<'a, H> {
     statuses: &'a Statuses,
     observer: &'a dyn Observer,
     connected: watch::Receiver<Option<String>>,
+    turns: &'a Semaphore,
     stop: &'a CancellationToken,
 }
 
@@ -220,6 +233,7 @@ impl<H: Hands> Supervisor<'_, H> {
             ending(exit).for_each(|action| self.tell(&wishes.borrow().assignment, action));
         }
         let mut pause = RETRY;
+        let mut turn = None;
         loop {
             let wish = wishes.borrow_and_update().clone();
             facts.alone = self.connected.borrow_and_update().is_none();
@@ -239,6 +253,16 @@ impl<H: Hands> Supervisor<'_, H> {
                 }
                 _ => {}
             }
+            // Who is being made keeps its turn until it runs, so that the first are not kept waiting for the last.
+            if !makes(command) && command != Command::AwaitNetworks {
+                turn = None;
+            } else if turn.is_none() && makes(command) {
+                turn = tokio::select! {
+                    turn = self.turns.acquire() => turn.ok(),
+                    changed = wishes.changed() => if changed.is_err() { return Ended::DaemonStops } else { continue },
+                    () = self.stop.cancelled() => return Ended::DaemonStops,
+                };
+            }
             // Waiting gives way to a new wish and to the end of the daemon; doing is finished first.
             let pauses = command == Command::AwaitRestart;
             let waits = pauses || matches!(command, Command::EnsureImage | Command::AwaitNetworks | Command::AwaitExit);
@@ -246,6 +270,10 @@ impl<H: Hands> Supervisor<'_, H> {
             let mut connected = self.connected.clone();
             let outcome = tokio::select! {
                 _ = connected.wait_for(Option::is_some), if pauses => continue,
+                () = tokio::time::sleep(TURN), if waits && turn.is_some() => {
+                    turn = None;
+                    continue;
+                }
                 outcome = self.carry_out(command, &wish.assignment, &mut facts, &mut process) => outcome,
                 changed = wishes.changed(), if waits => if changed.is_err() { return Ended::DaemonStops } else { continue },
                 () = self.stop.cancelled(), if waits => return Ended::DaemonStops,
@@ -407,6 +435,12 @@ fn lost(assignment: &TaskAssignment, facts: &Facts) -> Option<Failure> {
         message: "the container was lost: the node was restarted, or somebody removed it".to_owned(),
         rejected: false,
     })
+}
+
+/// Commands that make something, and need the machine for it.
+fn makes(command: Command) -> bool {
+    use Command::{CreateContainer, OpenSandbox, RenewContainer, StartContainer};
+    matches!(command, OpenSandbox | CreateContainer | StartContainer | RenewContainer)
 }
 
 /// Commands that are repeated until they succeed: giving up would leave something behind.

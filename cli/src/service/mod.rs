@@ -12,11 +12,14 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use crate::client::{Client, escape, filters, is_not_found};
+use crate::client::{Client, escape, filters, is_not_found, is_outdated};
 use crate::output::{self, List, ListArgs, line, note};
 use crate::progress::Asked;
 use crate::value::At;
 use crate::{human, logs, node, progress, task};
+
+/// How often a change is tried whose service changes meanwhile.
+const TRIES: u32 = 10;
 
 /// Manage swarm services
 #[derive(Debug, Subcommand)]
@@ -129,6 +132,20 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<ExitCode> {
 /// The service by id, prefix or name.
 async fn find(client: &Client, reference: &str) -> Result<Value> {
     client.get(&format!("/services/{}", escape(reference)), &[]).await
+}
+
+/// Changes a service as it is, and as it has become if the cluster wrote to it meanwhile: a new one gets its addresses
+/// and ports, an old one's update makes progress. Returns its id.
+async fn amend(client: &Client, reference: &str, change: impl AsyncFn(&Value) -> Result<()>) -> Result<String> {
+    let mut tries = 0;
+    loop {
+        let service = find(client, reference).await?;
+        tries += 1;
+        match change(&service).await {
+            Err(error) if is_outdated(&error) && tries < TRIES => {}
+            done => return done.map(|()| service.text("ID").to_owned()),
+        }
+    }
 }
 
 /// Replaces a service's spec, saying which version it was made from, and prints what the node warns of.
@@ -266,22 +283,25 @@ async fn scale(client: &Client, args: Scale) -> Result<()> {
 }
 
 async fn scale_one(client: &Client, reference: &str, replicas: u64) -> Result<String> {
-    let service = find(client, reference).await?;
-    if !service.at("Spec.Mode.Replicated").is_object() {
-        bail!("scale can only be used with replicated mode");
-    }
-    let mut spec = service["Spec"].clone();
-    spec.set("Mode.Replicated.Replicas", json!(replicas));
-    replace(client, &service, &spec).await?;
-    Ok(service.text("ID").to_owned())
+    let scaled = async |service: &Value| {
+        if !service.at("Spec.Mode.Replicated").is_object() {
+            bail!("scale can only be used with replicated mode");
+        }
+        let mut spec = service["Spec"].clone();
+        spec.set("Mode.Replicated.Replicas", json!(replicas));
+        replace(client, service, &spec).await
+    };
+    amend(client, reference, scaled).await
 }
 
 async fn rollback(client: &Client, waiting: Waiting, reference: &str) -> Result<()> {
-    let service = find(client, reference).await?;
-    let version = service.number("Version.Index").to_string();
-    let path = format!("/services/{}/update", escape(service.text("ID")));
-    let answer = client.post(&path, &[("version", &version), ("rollback", "previous")], None).await?;
-    warn(&answer);
+    let back = async |service: &Value| {
+        let version = service.number("Version.Index").to_string();
+        let path = format!("/services/{}/update", escape(service.text("ID")));
+        warn(&client.post(&path, &[("version", &version), ("rollback", "previous")], None).await?);
+        Ok(())
+    };
+    let id = amend(client, reference, back).await?;
     line(reference)?;
-    wait(client, waiting, service.text("ID"), Asked::Rollback).await
+    wait(client, waiting, &id, Asked::Rollback).await
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::change::{Lists, network_id, remove_env, take};
 use super::flags::{CONTAINER, Shared};
-use super::{Waiting, find, replace, rollback, wait};
+use super::{Waiting, amend, replace, rollback, wait};
 use crate::client::Client;
 use crate::output::line;
 use crate::parse;
@@ -158,12 +158,22 @@ struct Remove {
 }
 
 /// Updates a service and waits for it.
-pub(super) async fn run(client: &Client, mut args: Args) -> Result<()> {
+pub(super) async fn run(client: &Client, args: Args) -> Result<()> {
     if args.rollback {
         return rollback(client, args.waiting, &args.service).await;
     }
-    let service = find(client, &args.service).await?;
-    let mut spec = service["Spec"].clone();
+    let id = amend(client, &args.service, async |service| {
+        let spec = changed(client, &args, &service["Spec"]).await?;
+        replace(client, service, &spec).await
+    });
+    let id = id.await?;
+    line(&args.service)?;
+    wait(client, args.waiting, &id, Asked::Change).await
+}
+
+/// The spec with what the flags say.
+async fn changed(client: &Client, args: &Args, spec: &Value) -> Result<Value> {
+    let mut spec = spec.clone();
     if let Some(image) = &args.image {
         spec.set(&format!("{CONTAINER}.Image"), json!(parse::image(image)));
     }
@@ -176,10 +186,8 @@ pub(super) async fn run(client: &Client, mut args: Args) -> Result<()> {
     }
     args.shared.apply(&mut spec)?;
     remove(client, &args.remove, &mut spec).await?;
-    lists(&mut args.add).add(client, &mut spec).await?;
-    replace(client, &service, &spec).await?;
-    line(&args.service)?;
-    wait(client, args.waiting, service.text("ID"), Asked::Change).await
+    lists(&args.add).add(client, &mut spec).await?;
+    Ok(spec)
 }
 
 async fn remove(client: &Client, gone: &Remove, spec: &mut Value) -> Result<()> {
@@ -228,28 +236,27 @@ async fn remove(client: &Client, gone: &Remove, spec: &mut Value) -> Result<()> 
     Ok(())
 }
 
-fn lists(add: &mut Add) -> Lists {
-    use std::mem::take;
+fn lists(add: &Add) -> Lists {
     Lists {
-        env: take(&mut add.env_add),
+        env: add.env_add.clone(),
         env_files: Vec::new(),
-        labels: take(&mut add.label_add),
-        container_labels: take(&mut add.container_label_add),
-        constraints: take(&mut add.constraint_add),
-        preferences: take(&mut add.placement_pref_add),
-        ports: take(&mut add.publish_add),
-        mounts: take(&mut add.mount_add),
-        networks: take(&mut add.network_add),
-        secrets: take(&mut add.secret_add),
-        configs: take(&mut add.config_add),
-        hosts: take(&mut add.host_add),
-        dns: take(&mut add.dns_add),
-        dns_options: take(&mut add.dns_option_add),
-        dns_search: take(&mut add.dns_search_add),
-        groups: take(&mut add.group_add),
-        cap_add: take(&mut add.cap_add),
-        cap_drop: take(&mut add.cap_drop),
-        sysctls: take(&mut add.sysctl_add),
-        ulimits: take(&mut add.ulimit_add),
+        labels: add.label_add.clone(),
+        container_labels: add.container_label_add.clone(),
+        constraints: add.constraint_add.clone(),
+        preferences: add.placement_pref_add.clone(),
+        ports: add.publish_add.clone(),
+        mounts: add.mount_add.clone(),
+        networks: add.network_add.clone(),
+        secrets: add.secret_add.clone(),
+        configs: add.config_add.clone(),
+        hosts: add.host_add.clone(),
+        dns: add.dns_add.clone(),
+        dns_options: add.dns_option_add.clone(),
+        dns_search: add.dns_search_add.clone(),
+        groups: add.group_add.clone(),
+        cap_add: add.cap_add.clone(),
+        cap_drop: add.cap_drop.clone(),
+        sysctls: add.sysctl_add.clone(),
+        ulimits: add.ulimit_add.clone(),
     }
 }

@@ -8,7 +8,6 @@ use axum::{Json, Router};
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use skep_proto::v1;
-use tonic::Code;
 
 use super::backend::{ContainerState, Control};
 use super::body::JsonBody;
@@ -102,9 +101,6 @@ async fn inspect(State(api): State<Api>, Path(reference): Path, params: Params) 
     };
     let network = match control.get_network(api.call(v1::GetRequest { reference: reference.clone() })).await {
         Ok(network) => network.into_inner(),
-        Err(status) if status.code() == Code::NotFound => {
-            return Err(ApiError::not_found(format!("network {reference} not found")));
-        }
         Err(status) => return Err(status.into()),
     };
     let mut out = network_out(&network);

@@ -49,6 +49,8 @@ pub(crate) struct Fake {
 #[derive(Default)]
 struct State {
     version: u64,
+    /// Updates of services before which somebody else changes the service.
+    others: u32,
     swarm: SwarmFacts,
     cluster: v1::Cluster,
     nodes: BTreeMap<String, v1::Node>,
@@ -141,6 +143,12 @@ impl Fake {
     /// Has every spec of a service judged from now on.
     pub(crate) fn judge_by(&self, judge: impl Judge + 'static) {
         *self.judge.lock().unwrap() = Some(Arc::new(judge));
+    }
+
+    /// Has somebody else change services just before the next so many updates.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn others_change(&self, updates: u32) {
+        self.state().others = updates;
     }
 
     fn judge(&self) -> Option<Arc<dyn Judge>> {

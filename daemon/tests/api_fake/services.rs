@@ -158,6 +158,14 @@ impl Fake {
     ) -> Result<v1::UpdateServiceResponse, Status> {
         let mut service = self.get_service(v1::GetRequest { reference: request.reference })?;
         let id = service.id.clone();
+        {
+            let mut state = self.state();
+            if state.others > 0 {
+                state.others -= 1;
+                service.meta = state.meta(service.meta.as_ref());
+                state.services.insert(id.clone(), service.clone());
+            }
+        }
         fresh(request.version, service.meta.as_ref())?;
         let spec = if request.rollback { service.previous_spec.clone() } else { request.spec };
         let spec = spec.ok_or_else(|| Status::failed_precondition(format!("service {id} has no previous spec")))?;

@@ -99,6 +99,9 @@ impl Control {
         }
         // Who of them is reachable, only a leader knows.
         let voters = self.raft.members().iter().filter(|member| member.voter).count();
+        if voters == 0 {
+            return Status::unavailable("this manager has not been taken into its group yet: ask another manager");
+        }
         let group = format!("{} of the swarm's {voters} managers are needed", voters / 2 + 1);
         errors::leaderless(Some(&last.map_or(group.clone(), |last| format!("{group}; last answer: {last}"))))
     }

@@ -47,6 +47,10 @@ pub(super) async fn update(control: &Control, request: UpdateNodeRequest) -> Res
 pub(super) async fn remove(control: &Control, request: RemoveNodeRequest) -> Result<Empty, Status> {
     let plan = |state: &State| {
         let node = find(state, &request.reference)?;
+        if node.manager.is_some() && role(&node) == Role::Worker {
+            let text = format!("node {} is being demoted; try again in a moment", request.reference);
+            return Err(Status::failed_precondition(text));
+        }
         if node.manager.is_some() {
             return Err(Status::failed_precondition(format!(
                 "node {} is a manager and a member of the consensus group; demote it first",

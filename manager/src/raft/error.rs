@@ -102,8 +102,8 @@ pub enum Error {
     },
     /// A new member does not answer at the address that it gives.
     #[error(
-        "no manager can be added that the leader can't reach: manager {id:x} does not answer at {address} ({why}); check \
-         its --advertise-addr, and that nothing between the managers blocks the port"
+        "no manager can be added that the leader can't reach: it does not answer at {address} ({why}); check its \
+         --advertise-addr, and that nothing between the managers blocks the port"
     )]
     NotReached {
         /// The new member.

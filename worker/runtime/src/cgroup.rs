@@ -3,6 +3,7 @@
 //! Decides nothing about limits (libcontainer writes those); kills and removes only below the parent that the daemon
 //! owns. Called by the supervisor and by the client's clean-up; blocking, so the client calls it off its async threads.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -238,6 +239,25 @@ impl Cgroups {
             }
         }
         Ok(())
+    }
+
+    /// Names of the groups directly below `parent`, in any hierarchy, that were made longer than `age` ago.
+    pub(crate) fn below(&self, parent: &Path, age: Duration) -> BTreeSet<String> {
+        let old = |entry: &fs::DirEntry| {
+            let made = entry.metadata().ok().filter(fs::Metadata::is_dir).and_then(|metadata| metadata.modified().ok());
+            made.and_then(|made| made.elapsed().ok()).is_some_and(|elapsed| elapsed >= age)
+        };
+        let entries =
+            self.existing(parent).into_iter().filter_map(|group| fs::read_dir(group).ok()).flatten().flatten();
+        let names = entries.filter(old).filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| name != SHIMS).collect()
+    }
+
+    /// Removes the group wherever no process is in it.
+    pub(crate) fn remove_if_empty(&self, path: &Path) {
+        for group in self.existing(path) {
+            let _ = remove_tree(&group);
+        }
     }
 
     /// Removes the parent and the supervisors' group if nothing lives in them any more.

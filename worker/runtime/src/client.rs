@@ -196,6 +196,7 @@ impl Runtime {
             let _ = early.zygote(|_| Ok(()));
             // Takes some 20 ms to compile.
             let _ = early.rights(&ContainerSpec::default());
+            early.sweep(work::LOST);
         });
         Ok(Runtime { inner })
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use skep_proto::v1::assignment::Kind;
 use skep_proto::v1::{Assignment, AssignmentChange, Task, TaskSpec};
@@ -17,6 +17,10 @@ struct Fake {
     found: Facts,
     unreadable: AtomicBool,
     renews_badly: bool,
+    /// What creations wait for, and how many do now and did at most.
+    gate: Option<Semaphore>,
+    making: AtomicUsize,
+    most: AtomicUsize,
     done: Mutex<Vec<&'static str>>,
 }
 
@@ -47,6 +51,12 @@ impl Hands for Fake {
     }
     async fn create(&self, _: &TaskAssignment) -> Result<(), Failure> {
         self.note("create");
+        if let Some(gate) = &self.gate {
+            let making = self.making.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(making, Ordering::SeqCst);
+            gate.acquire().await.unwrap().forget();
+            self.making.fetch_sub(1, Ordering::SeqCst);
+        }
         Ok(())
     }
     async fn start(&self, _: &str) -> Result<Process, Failure> {
@@ -300,4 +310,48 @@ async fn a_container_that_can_not_be_read_is_looked_at_again_and_never_started()
     world.reach(TaskState::Failed).await;
     assert_eq!(world.statuses.get("t").map(|s| s.error), Some("its record is torn".to_owned()));
     assert_eq!(*world.hands.done.lock().unwrap(), ["remove", "close"]);
+}
+
+/// Hears nothing.
+struct Deaf;
+
+impl Observer for Deaf {
+    fn saw(&self, _: ContainerEvent) {}
+}
+
+#[tokio::test]
+async fn so_many_are_made_at_a_time_and_the_rest_waits_its_turn() {
+    let limit = std::thread::available_parallelism().map_or(1, usize::from) * TURNS_PER_CORE;
+    let hands = Arc::new(Fake { gate: Some(Semaphore::new(0)), ..Fake::default() });
+    let (_connected, session) = watch::channel(Some("manager".to_owned()));
+    let supervisors =
+        Supervisors::new(Arc::clone(&hands), Arc::default(), Arc::new(Deaf), session, CancellationToken::new());
+    let assigned = |tasks: std::ops::Range<usize>, state: TaskState| {
+        let task = |id: usize| Task { id: format!("t{id}"), desired_state: state.into(), ..Task::default() };
+        let assignment =
+            |task| TaskAssignment { task: Some(task), spec: Some(TaskSpec::default()), ..Default::default() };
+        let put = tasks.map(|id| Assignment { kind: Some(Kind::Task(assignment(task(id)))) }).collect();
+        let change = AssignmentChange { complete: true, generation: 1, put, ..Default::default() };
+        Assignments::default().take(change).unwrap()
+    };
+    let until = async |what: &str, holds: &dyn Fn() -> bool| {
+        let waited = async {
+            while !holds() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), waited).await.unwrap_or_else(|_| panic!("not {what}"));
+    };
+    let done = |step: &str| hands.done.lock().unwrap().iter().filter(|done| **done == step).count();
+    let all = limit * 3;
+    supervisors.reconcile(&assigned(0..all, TaskState::Running));
+    until("so many are being made", &|| hands.making.load(Ordering::SeqCst) == limit).await;
+    until("the rest is ready for its turn", &|| done("image") == all).await;
+    assert_eq!((done("open"), done("start")), (limit, 0), "those that wait hold nothing");
+    // One that is not wanted any more waits no longer.
+    supervisors.reconcile(&assigned(0..all - 1, TaskState::Running));
+    until("it is gone", &|| done("remove") == 0 && supervisors.wishes.lock().unwrap().len() == all - 1).await;
+    hands.gate.as_ref().unwrap().add_permits(all);
+    until("all run", &|| done("start") == all - 1).await;
+    assert_eq!(hands.most.load(Ordering::SeqCst), limit);
 }

@@ -26,6 +26,8 @@ use crate::spec::{self, ContainerSpec, Seccomp, valid_id};
 use crate::state::{Dirs, EXIT, Exit, ProcessId, Record, read, write_atomic};
 use crate::{caps, seccomp};
 
+/// Age at which an empty group of no container is nobody's: longer than a supervisor may take to be born.
+pub(super) const LOST: Duration = Duration::from_secs(60);
 /// The most bytes of a supervisor's last words.
 const MAX_WORDS: u64 = 8 << 10;
 /// The most compiled filters that are kept, of some 8 KB each.
@@ -81,8 +83,20 @@ impl Inner {
         let made = self.prepare(&spec, &dirs).and_then(|()| self.give_birth(spec, &dirs));
         if made.is_err() {
             self.remove(&id)?;
+            self.sweep(LOST);
         }
         made
+    }
+
+    /// Takes away the groups, made longer than `age` ago, of containers that there are none of: on a machine under great
+    /// load a supervisor may have made its own after it was given up.
+    pub(super) fn sweep(&self, age: Duration) {
+        for id in self.cgroups.below(&self.cgroup_parent, age) {
+            let dirs = self.dirs(&id);
+            if valid_id(&id) && !dirs.run.exists() && !dirs.state.exists() {
+                self.cgroups.remove_if_empty(&self.cgroup_parent.join(&id));
+            }
+        }
     }
 
     fn prepare(&self, spec: &ContainerSpec, dirs: &Dirs) -> Result<()> {

@@ -1,7 +1,9 @@
 //! Containers outlive the daemon; they don't outlive their supervisor.
 
+use std::fs;
 use std::io::BufRead;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -168,5 +170,49 @@ async fn what_a_restart_of_the_machine_leaves() -> Result<()> {
     assert!(matches!(runtime.state("old").await?, State::Exited(exit) if exit.error.is_some()));
     runtime.remove("old").await?;
     assert_eq!(fixture.traces(), Vec::<String>::new());
+    Ok(())
+}
+
+/// On a machine under great load a supervisor may make its group after the container was given up.
+#[tokio::test]
+async fn empty_groups_of_no_container_are_taken_away_and_no_others() -> Result<()> {
+    let fixture = Fixture::new()?;
+    fixture.runtime.create(&fixture.spec("made", &["/bin/true"])).await?;
+    let hierarchies = fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());
+    let parents: Vec<PathBuf> = hierarchies
+        .chain(["/sys/fs/cgroup".into()])
+        .map(|hierarchy| hierarchy.join(&fixture.config.cgroup_parent))
+        .filter(|parent| parent.join("made").is_dir())
+        .collect();
+    assert!(!parents.is_empty(), "the container has no group");
+    let mut sleeper = Command::new("sleep").arg("60").spawn()?;
+    for parent in &parents {
+        for name in ["lost", "young", "lived-in"] {
+            fs::create_dir(parent.join(name))?;
+        }
+        // Where a hierarchy lets it.
+        let _ = fs::write(parent.join("lived-in/cgroup.procs"), sleeper.id().to_string());
+        for name in ["lost", "lived-in", "made"] {
+            let aged = Command::new("touch").args(["-d", "5 minutes ago"]).arg(parent.join(name)).status()?;
+            assert!(aged.success());
+        }
+    }
+    let lived_in = |parent: &&PathBuf| {
+        fs::read_to_string(parent.join("lived-in/cgroup.procs")).is_ok_and(|processes| !processes.is_empty())
+    };
+    let homes: Vec<&PathBuf> = parents.iter().filter(lived_in).collect();
+    assert!(!homes.is_empty(), "the process is in no group");
+    let _again = Runtime::new(fixture.config.clone())?;
+    until("the lost group is gone", || parents.iter().all(|parent| !parent.join("lost").exists())).await?;
+    assert!(homes.iter().all(|parent| parent.join("lived-in").exists()), "a process has lost its group");
+    assert!(parents.iter().all(|parent| parent.join("young").exists() && parent.join("made").exists()));
+    sleeper.kill()?;
+    sleeper.wait()?;
+    for parent in &parents {
+        fs::remove_dir(parent.join("young"))?;
+        let left = parent.join("lived-in");
+        until("the process is counted no more", || !left.exists() || fs::remove_dir(&left).is_ok()).await?;
+    }
+    fixture.runtime.remove("made").await?;
     Ok(())
 }
