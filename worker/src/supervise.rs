@@ -36,7 +36,7 @@ const MANAGER_WITHIN: Duration = Duration::from_secs(3);
 /// Characters of an error that managers are told; they refuse statuses over 8 KiB.
 const MAX_ERROR: usize = 1024;
 
-/// Tasks that are made at a time for each core: a thousand at once would starve each other, the network driver, and a
+/// Tasks that are made or taken away at a time for each core: a thousand at once would starve each other, the network driver, and a
 /// manager on the same machine.
 const TURNS_PER_CORE: usize = 8;
 
@@ -97,7 +97,7 @@ pub(crate) struct Supervisors<H> {
     connected: watch::Receiver<Option<String>>,
     wishes: Arc<Mutex<HashMap<String, watch::Sender<Wish>>>>,
     tasks: TaskTracker,
-    /// How many may be made at a time.
+    /// How many may be made or taken away at a time.
     turns: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -254,9 +254,9 @@ impl<H: Hands> Supervisor<'_, H> {
                 _ => {}
             }
             // Who is being made keeps its turn until it runs, so that the first are not kept waiting for the last.
-            if !makes(command) && command != Command::AwaitNetworks {
+            if !takes_turns(command) && command != Command::AwaitNetworks {
                 turn = None;
-            } else if turn.is_none() && makes(command) {
+            } else if turn.is_none() && takes_turns(command) {
                 turn = tokio::select! {
                     turn = self.turns.acquire() => turn.ok(),
                     changed = wishes.changed() => if changed.is_err() { return Ended::DaemonStops } else { continue },
@@ -281,6 +281,7 @@ impl<H: Hands> Supervisor<'_, H> {
             match outcome {
                 Ok(()) => pause = RETRY,
                 Err(failure) if takes_down(command) => {
+                    turn = None;
                     tracing::warn!(task.id = self.id, command = ?command, error = failure.message, "taking down failed; trying again");
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
@@ -437,10 +438,10 @@ fn lost(assignment: &TaskAssignment, facts: &Facts) -> Option<Failure> {
     })
 }
 
-/// Commands that make something, and need the machine for it.
-fn makes(command: Command) -> bool {
-    use Command::{CreateContainer, OpenSandbox, RenewContainer, StartContainer};
-    matches!(command, OpenSandbox | CreateContainer | StartContainer | RenewContainer)
+/// Commands that need the machine, and wait for nothing but it.
+fn takes_turns(command: Command) -> bool {
+    use Command::{CloseSandbox, CreateContainer, OpenSandbox, RemoveContainer, RenewContainer, StartContainer};
+    matches!(command, OpenSandbox | CreateContainer | StartContainer | RenewContainer | CloseSandbox | RemoveContainer)
 }
 
 /// Commands that are repeated until they succeed: giving up would leave something behind.
