@@ -57,7 +57,9 @@ impl Inner {
     /// Asks a manager, at the address that it is to have, whether it is there: who can't be reached would cost a long
     /// wait and be taken out again.
     async fn probe(&self, id: u64, address: &str, limit: &Limit) -> Result<()> {
-        let end = limit.end.min(tokio::time::Instant::now() + PROBE_WITHIN);
+        let begun = tokio::time::Instant::now();
+        let end = limit.end.min(begun + PROBE_WITHIN);
+        let mut last = None;
         loop {
             let answer = match self.pool.client(address, Lane::Control) {
                 Ok((mut client, _)) => {
@@ -68,11 +70,13 @@ impl Inner {
             let (why, again) = match answer {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(status)) => (innermost(&status), status.code() == tonic::Code::Unavailable),
-                Err(_) => (format!("nothing came back within {PROBE_WITHIN:?}"), false),
+                // A try that was cut off says less than the one before it.
+                Err(_) => (last.unwrap_or_else(|| format!("nothing came back within {:?}", end - begun)), false),
             };
             if !again || tokio::time::Instant::now() + RETRY >= end {
                 return Err(Error::NotReached { id, address: address.into(), why });
             }
+            last = Some(why);
             tokio::time::sleep(RETRY).await;
         }
     }
