@@ -36,24 +36,29 @@ fn create(cluster: &Cluster, words: &str) -> Result<()> {
     cluster.skep("n1", &words).map(|_| ())
 }
 
+/// Takes a node out of the swarm and its list; the token with which it may join again, as a manager.
+fn outsider(cluster: &Cluster, node: &str) -> Result<String> {
+    cluster.skep(node, &["swarm", "leave"])?;
+    cluster.skep("n1", &["node", "rm", "--force", node])?;
+    Ok(cluster.skep("n1", &["swarm", "join-token", "--quiet", "manager"])?.trim().to_owned())
+}
+
 /// What the mesh publishes never reaches the node itself, so no manager could be reached there.
 #[test]
 fn no_manager_joins_on_a_published_port() -> Result<()> {
     let cluster = Cluster::up("portjoin", 2, 1)?;
     create(&cluster, "--name web --publish 2399:80 whoami")?;
     cluster.running("n1", "web", 1)?;
-    cluster.skep("n2", &["swarm", "leave"])?;
-    cluster.skep("n1", &["node", "rm", "--force", "n2"])?;
-    let token = cluster.skep("n1", &["swarm", "join-token", "--quiet", "manager"])?;
+    let token = outsider(&cluster, "n2")?;
     let listen = format!("{}:2399", cluster.lab.address("n2")?);
     let remote = format!("{}:2377", cluster.lab.address("n1")?);
-    let refused = cluster.skep("n2", &["swarm", "join", "--token", token.trim(), "--listen-addr", &listen, &remote]);
+    let refused = cluster.skep("n2", &["swarm", "join", "--token", &token, "--listen-addr", &listen, &remote]);
     let error = format!("{:#}", refused.unwrap_err());
     ensure!(error.contains("port 2399/tcp is published by service web"), "{error}");
     cluster.only("n1", 1)?;
     let info = cluster.skep("n2", &["info", "--format", "{{.Swarm.LocalNodeState}}"])?;
     ensure!(info.trim() == "inactive", "{info}");
-    cluster.skep("n2", &["swarm", "join", "--token", token.trim(), &remote])?;
+    cluster.skep("n2", &["swarm", "join", "--token", &token, &remote])?;
     cluster.down()
 }
 
@@ -61,10 +66,8 @@ fn no_manager_joins_on_a_published_port() -> Result<()> {
 #[test]
 fn a_manager_that_nobody_reaches_does_not_join() -> Result<()> {
     let cluster = Cluster::up("unreached", 2, 1)?;
-    cluster.skep("n2", &["swarm", "leave"])?;
-    cluster.skep("n1", &["node", "rm", "--force", "n2"])?;
-    let token = cluster.skep("n1", &["swarm", "join-token", "--quiet", "manager"])?;
-    let join = ["swarm", "join", "--token", token.trim()];
+    let token = outsider(&cluster, "n2")?;
+    let join = ["swarm", "join", "--token", &token];
     let own = cluster.lab.address("n2")?;
     let remote = format!("{}:2377", cluster.lab.address("n1")?);
     // Nobody listens there; nobody has that address.
@@ -94,12 +97,10 @@ fn a_manager_that_nobody_reaches_does_not_join() -> Result<()> {
 #[test]
 fn a_manager_joins_through_one_that_does_not_lead() -> Result<()> {
     let cluster = Cluster::up("through", 4, 3)?;
-    cluster.skep("n4", &["swarm", "leave"])?;
-    cluster.skep("n1", &["node", "rm", "--force", "n4"])?;
+    let token = outsider(&cluster, "n4")?;
     let leader = cluster.leader("n1")?;
     let follower = cluster.lab.nodes().into_iter().find(|node| *node != leader && node != "n4").unwrap();
-    let token = cluster.skep(&follower, &["swarm", "join-token", "--quiet", "manager"])?;
-    let join = ["swarm", "join", "--token", token.trim()];
+    let join = ["swarm", "join", "--token", &token];
     for (remote, taken) in [(&follower, &follower), (&follower, &leader), (&leader, &leader)] {
         let (remote, address) = (cluster.lab.address(remote)?, format!("{}:2377", cluster.lab.address(taken)?));
         let refused = cluster.skep("n4", &[&join[..], &["--advertise-addr", &address, &remote]].concat());

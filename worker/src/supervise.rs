@@ -36,8 +36,8 @@ const MANAGER_WITHIN: Duration = Duration::from_secs(3);
 /// Characters of an error that managers are told; they refuse statuses over 8 KiB.
 const MAX_ERROR: usize = 1024;
 
-/// Tasks that are made or taken away at a time for each core: a thousand at once would starve each other, the network driver, and a
-/// manager on the same machine.
+/// Tasks that are made or taken away at a time for each core: a thousand at once would starve each other, the network
+/// driver, and a manager on the same machine.
 const TURNS_PER_CORE: usize = 8;
 
 /// How long a task that is being made may wait for its networks before others come first.

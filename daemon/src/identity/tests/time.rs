@@ -72,14 +72,11 @@ async fn a_clock_that_is_ahead_makes_no_storm_of_renewals() {
     let address = manager.address.clone();
     let renewing = tokio::spawn(renew(node.clone(), move || vec![address.clone()], || None, stop.clone()));
     let first = node.current().chain_pem.clone();
+    let mut identity = node.watch();
     soon("the first renewal", || node.current().chain_pem != first).await;
-    let renewed = node.current().chain_pem.clone();
-    let again = async {
-        while node.current().chain_pem == renewed {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    assert!(tokio::time::timeout(Duration::from_secs(2), again).await.is_err(), "a second renewal within 2 s");
+    identity.mark_unchanged();
+    let again = tokio::time::timeout(Duration::from_secs(2), identity.changed()).await;
+    assert!(again.is_err(), "a second renewal within 2 s");
     stop.cancel();
     renewing.await.unwrap();
 }
