@@ -130,7 +130,7 @@ impl Member {
             net: skep_worker::netdrv::Config::new(parts.config.run_dir.join("net")),
             observer: parts.observer,
         };
-        let worker = match Worker::start(worker_config, rooms, Arc::new(Dial(Dialer::new(identity.clone())))).await {
+        let worker = match Worker::start(worker_config, rooms, Arc::new(Dial(Dialer::new(identity.clone())))) {
             Ok(worker) => worker,
             Err(error) => {
                 // A voter that vanishes would count against the others' quorum for ever.

@@ -70,7 +70,7 @@ async fn main() -> Result<()> {
     let networks = (0..2).filter_map(network).map(|n| (n.id.clone(), Arc::new(n))).collect();
     let mut wanted = Desired { generation: 1, underlay, networks, ..Desired::default() };
     let (desired, receiver) = watch::channel(Arc::new(wanted.clone()));
-    let driver = Driver::start(config.clone(), receiver).await?;
+    let driver = Driver::start(config.clone(), receiver)?;
     let mut status = driver.status();
     status.wait_for(|s| s.applied == 1).await?;
     let (start, before) = (Instant::now(), spent()?);

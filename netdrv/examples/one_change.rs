@@ -163,7 +163,7 @@ async fn main() -> Result<()> {
         config.node_ns = Some(place.hosts[0].namespace.clone());
         config.verify = Duration::from_secs(u64::try_from(argument(4, 2))?);
         let desired = watch::channel(Arc::new(Desired::default())).0;
-        let driver = Driver::start(config.clone(), desired.subscribe()).await?;
+        let driver = Driver::start(config.clone(), desired.subscribe())?;
         machines.push(Machine { driver, desired });
         configs.push(config);
         places.push(place);

@@ -124,11 +124,10 @@ impl Worker {
     /// Takes up what runs already, and keeps a session with a manager.
     ///
     /// Fails when the node's network can't be worked on.
-    pub async fn start(
-        config: Config,
-        rooms: Rooms,
-        connector: Arc<dyn Connector>,
-    ) -> Result<Self, skep_netdrv::Error> {
+    ///
+    /// Needs the async runtime, and is not async itself: what it spawns is compiled with this crate, and not again with each
+    /// one that would await it.
+    pub fn start(config: Config, rooms: Rooms, connector: Arc<dyn Connector>) -> Result<Self, skep_netdrv::Error> {
         let file = config.run_dir.join("assignments");
         let remembered = recall(&file);
         let file = Arc::new(std::sync::Mutex::new(Some(file)));
@@ -136,7 +135,7 @@ impl Worker {
         // Namespaces that an earlier daemon left are wanted until their supervisors say otherwise.
         let sandboxes = watch::Sender::new(pinned(&config.netns_dir));
         let desired = watch::Sender::new(Arc::new(Desired::default()));
-        let driver = Driver::start(rooms.net.clone(), desired.subscribe()).await?;
+        let driver = Driver::start(rooms.net.clone(), desired.subscribe())?;
         let statuses = Arc::new(Statuses::default());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let hands = Arc::new(NodeHands {

@@ -35,7 +35,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::errors::{InitializeError, RaftError};
+use futures::future::BoxFuture;
+use openraft::errors::{Fatal, InitializeError, RaftError};
 use skep_proto::v1::raft_server::RaftServer;
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -54,7 +55,7 @@ use network::{Network, Pool};
 use propose::Limit;
 use snapshot::SnapshotStore;
 use state_machine::Machine;
-use types::{Core, Node};
+use types::{Core, Node, TypeConfig};
 
 /// Encodes a state that was frozen when it was made; runs on a thread of low priority.
 pub type SnapshotFn = Box<dyn FnOnce(&mut dyn io::Write) -> io::Result<()> + Send>;
@@ -175,6 +176,17 @@ pub struct Raft {
     owned: Mutex<Option<(Closer, JoinHandle<()>)>>,
 }
 
+/// Starts consensus on what the stores hold.
+fn core(
+    id: u64,
+    engine: Arc<openraft::Config>,
+    network: Network,
+    log: LogStore,
+    machine: Machine,
+) -> BoxFuture<'static, Result<Core, Fatal<TypeConfig>>> {
+    Box::pin(Core::new(id, engine, network, log, machine))
+}
+
 impl Raft {
     /// Opens the node in `config.dir` and rebuilds the state machine from what is there. A node with an empty directory
     /// waits for [`Raft::bootstrap`] or for a leader that adds it.
@@ -200,13 +212,26 @@ impl Raft {
         let pool = Arc::new(Pool::new(dialer));
         let network = Network { me: config.node, pool: Arc::clone(&pool) };
         let machine = Machine::new(machine, Arc::clone(&snapshots));
-        let core = match Core::new(config.node, engine, network, log.clone(), machine).await {
+        let core = match core(config.node, engine, network, log.clone(), machine).await {
             Ok(core) => core,
             Err(fatal) => {
                 close(closer).await.ok();
                 return Err(Error::storage(fatal));
             }
         };
+        Ok(Self::over(config, core, log, closer, snapshots, pool))
+    }
+
+    // Async code is compiled by who awaits it. What is spawned here, and consensus below, is large: neither function is
+    // async, so that it is compiled with this crate, and not again with the daemon and with each test program.
+    fn over(
+        config: Config,
+        core: Core,
+        log: LogStore,
+        closer: Closer,
+        snapshots: Arc<SnapshotStore>,
+        pool: Arc<Pool>,
+    ) -> Self {
         let inner = Arc::new(Inner {
             core,
             log,
@@ -223,7 +248,7 @@ impl Raft {
             config,
         });
         let monitor = tokio::spawn(Arc::clone(&inner).monitor());
-        Ok(Self { inner, owned: Mutex::new(Some((closer, monitor))) })
+        Self { inner, owned: Mutex::new(Some((closer, monitor))) }
     }
 
     /// Makes this node the first manager of a new cluster and waits until it leads and has committed that.

@@ -98,7 +98,7 @@ impl Cluster {
             config.node_ns = Some(node.namespace.clone());
             config.verify = verify;
             let desired = watch::channel(Arc::new(Desired::default())).0;
-            let driver = Driver::start(config.clone(), desired.subscribe()).await?;
+            let driver = Driver::start(config.clone(), desired.subscribe())?;
             machines.push(Machine { node: node.clone(), driver: Some(driver), desired, config });
         }
         let tasks = (11_u8..).zip(tasks).map(|(number, (id, host))| Task {
@@ -142,7 +142,7 @@ impl Cluster {
             driver.stop().await;
         }
         machine.desired.send_replace(Arc::new(Desired::default()));
-        machine.driver = Some(Driver::start(machine.config.clone(), machine.desired.subscribe()).await?);
+        machine.driver = Some(Driver::start(machine.config.clone(), machine.desired.subscribe())?);
         Ok(())
     }
 

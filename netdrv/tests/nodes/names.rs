@@ -117,7 +117,7 @@ async fn containers_resolve_names() -> Result<()> {
 
     // After a restart the resolver is back.
     c.machines[0].driver.take().unwrap().stop().await;
-    let driver = skep_netdrv::Driver::start(c.machines[0].config.clone(), c.machines[0].desired.subscribe()).await?;
+    let driver = skep_netdrv::Driver::start(c.machines[0].config.clone(), c.machines[0].desired.subscribe())?;
     c.machines[0].driver = Some(driver);
     c.settled().await?;
     let answer = lookup(&t1, "web.", RecordType::A, false).await?;
