@@ -344,8 +344,10 @@ async fn so_many_are_made_at_a_time_and_the_rest_waits_its_turn() {
     };
     let done = |step: &str| hands.done.lock().unwrap().iter().filter(|done| **done == step).count();
     let all = limit * 3;
-    supervisors.reconcile(&assigned(0..all, TaskState::Running));
+    // Who comes first is first: what is assigned at once begins in no order.
+    supervisors.reconcile(&assigned(0..limit, TaskState::Running));
     until("so many are being made", &|| hands.making.load(Ordering::SeqCst) == limit).await;
+    supervisors.reconcile(&assigned(0..all, TaskState::Running));
     until("the rest is ready for its turn", &|| done("image") == all).await;
     assert_eq!((done("open"), done("start")), (limit, 0), "those that wait hold nothing");
     // One that is not wanted any more waits no longer.
