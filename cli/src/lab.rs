@@ -44,22 +44,24 @@ pub(crate) enum Args {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Pull the plug of a node: everything on it ends at once
+    /// Pull the plug of nodes: everything on them ends at once
     Kill {
         #[command(flatten)]
         lab: Name,
-        /// The node
-        node: String,
-        /// Kill its daemon only
+        /// The nodes
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+        /// Kill their daemons only
         #[arg(long)]
         daemon: bool,
     },
-    /// Start a node that is off; one that is on loses its daemon and gets a new one
+    /// Start nodes that are off; one that is on loses its daemon and gets a new one
     Restart {
         #[command(flatten)]
         lab: Name,
-        /// The node
-        node: String,
+        /// The nodes
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
     },
     /// Cut the network between groups of machines, for instance: n1,n2 n3; one group alone is cut off from all others
     Partition {
@@ -107,7 +109,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let plan = Plan { name: lab.name.clone(), nodes, managers, stage };
             let made = Lab::up(&plan, &std::env::current_exe()?, &mut |line| output::note(line))?;
             show(&made)?;
-            output::note(format!("\nA node's daemon: skep lab exec --name {} n1 -- skep node ls", lab.name));
+            let first = if no_swarm { "swarm init" } else { "node ls" };
+            output::note(format!("\nA node's daemon: skep lab exec --name {} n1 -- skep {first}", lab.name));
         }
         Args::Status { lab, format } => {
             let lab = Lab::open(&lab.name)?;
@@ -124,9 +127,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             }
         }
         Args::Exec { lab, node, command } => return exec(&lab.name, &node, &command),
-        Args::Kill { lab, node, daemon: true } => Lab::open(&lab.name)?.kill_daemon(&node)?,
-        Args::Kill { lab, node, daemon: false } => Lab::open(&lab.name)?.kill(&node)?,
-        Args::Restart { lab, node } => Lab::open(&lab.name)?.restart(&node)?,
+        Args::Kill { lab, nodes, daemon } => {
+            let lab = Lab::open(&lab.name)?;
+            nodes.iter().try_for_each(|node| if daemon { lab.known_node(node) } else { lab.known(node) })?;
+            nodes.iter().try_for_each(|node| if daemon { lab.kill_daemon(node) } else { lab.kill(node) })?;
+        }
+        Args::Restart { lab, nodes } => {
+            let lab = Lab::open(&lab.name)?;
+            nodes.iter().try_for_each(|node| lab.known(node))?;
+            nodes.iter().try_for_each(|node| lab.restart(node))?;
+        }
         Args::Partition { lab, groups } => output::line(sides(&Lab::open(&lab.name)?.partition(&groups)?))?,
         Args::Heal { lab } => output::line(sides(&[Lab::open(&lab.name)?.heal()?]))?,
         Args::Down { lab } => {

@@ -127,21 +127,22 @@ pub(crate) fn publish(text: &str) -> Result<Vec<Value>> {
     if !matches!(protocol, "tcp" | "udp" | "sctp") {
         bail!("invalid protocol {protocol:?} in {text:?}: give tcp, udp or sctp");
     }
+    let whole = || format!("in {text:?}");
     let entry = |published: u16, target: u16| {
         json!({
             "Protocol": protocol, "TargetPort": target, "PublishedPort": published, "PublishMode": "ingress",
         })
     };
     let Some((published, target)) = ports.rsplit_once(':') else {
-        let (low, high) = range(ports)?;
+        let (low, high) = range(ports).with_context(whole)?;
         return Ok((low..=high).map(|target| entry(0, target)).collect());
     };
     if published.contains(':') || published.contains('.') {
         bail!("hostip is not supported in {text:?}: a published port is reached on every node and address");
     }
-    let (published, target) = match (published, range(target)?) {
+    let (published, target) = match (published, range(target).with_context(whole)?) {
         ("0", (target, end)) if target == end => ((0, 0), (target, target)),
-        (published, target) => (range(published)?, target),
+        (published, target) => (range(published).with_context(whole)?, target),
     };
     if published.1 - published.0 != target.1 - target.0 {
         bail!("the two ranges of {text:?} differ in length");
@@ -342,6 +343,10 @@ mod tests {
             "target=1,mode=x",
         ] {
             assert!(publish(text).is_err(), "{text}");
+        }
+        for text in [":80", "80:", "a:80", "70000"] {
+            let said = format!("{:#}", publish(text).unwrap_err());
+            assert!(said.starts_with(&format!("in {text:?}: invalid port")), "{said}");
         }
     }
 

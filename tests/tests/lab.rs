@@ -201,11 +201,17 @@ fn labs_are_made_used_and_taken_down_by_command() -> Result<()> {
     let nobody = lab(&name, "exec", &["n4", "--", "true"])?;
     assert!(!nobody.status.success() && String::from_utf8_lossy(&nobody.stderr).contains("no machine \"n4\""));
 
+    // One name that is wrong spares all.
+    assert!(!lab(&name, "kill", &["n3", "n4"])?.status.success());
+    assert!(!lab(&name, "kill", &["--daemon", "n3", "outside"])?.status.success());
+    assert_eq!(status(&name)?, whole);
     let before = Lab::open(&name)?.init("n3")?;
-    lab_ok(&name, "kill", &["n3"])?;
+    lab_ok(&name, "kill", &["n3", "outside"])?;
+    assert!(!lab(&name, "exec", &["outside", "--", "true"])?.status.success(), "it is off");
     assert_eq!(status(&name)?[2], "n3 192.168.77.3 - off");
     assert!(!lab(&name, "exec", &["n3", "--", "true"])?.status.success(), "it is off");
-    lab_ok(&name, "restart", &["n3"])?;
+    lab_ok(&name, "restart", &["n3", "outside"])?;
+    lab_ok(&name, "exec", &["outside", "--", "true"])?;
     assert!(Lab::open(&name)?.init("n3")? != before, "the machine was not off");
     lab_ok(&name, "kill", &["--daemon", "n3"])?;
     assert_eq!(status(&name)?[2], "n3 192.168.77.3 - daemon down");

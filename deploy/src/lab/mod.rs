@@ -205,8 +205,15 @@ impl Lab {
         Ok(layout::address(machine, self.record.nodes)?.to_string())
     }
 
-    fn known_node(&self, node: &str) -> Result<()> {
-        layout::address(node, self.record.nodes)?;
+    /// An error for what is no machine of this lab.
+    pub fn known(&self, machine: &str) -> Result<()> {
+        layout::address(machine, self.record.nodes)?;
+        Ok(())
+    }
+
+    /// An error for what is no node of this lab.
+    pub fn known_node(&self, node: &str) -> Result<()> {
+        self.known(node)?;
         if node == OUTSIDE {
             bail!("outside is no node; it runs no daemon");
         }
@@ -292,7 +299,7 @@ impl Lab {
 
     /// A command that will run on a machine, told where the node's daemon is.
     pub fn exec(&self, machine: &str, program: &str) -> Result<Command> {
-        layout::address(machine, self.record.nodes)?;
+        self.known(machine)?;
         let mut command = self.init(machine)?.command(&self.record.exe, program);
         if machine != OUTSIDE {
             let host = format!("unix://{}", self.socket(machine).display());
@@ -303,7 +310,7 @@ impl Lab {
 
     /// Pulls the plug of a machine: everything on it ends at once. One that is off stays off.
     pub fn kill(&self, machine: &str) -> Result<()> {
-        layout::address(machine, self.record.nodes)?;
+        self.known(machine)?;
         self.init(machine).map_or(Ok(()), |init| init.kill())
     }
 
@@ -315,7 +322,7 @@ impl Lab {
 
     /// Turns a machine on that is off; one that is on loses its daemon to SIGKILL and gets a new one, as after a crash.
     pub fn restart(&self, machine: &str) -> Result<()> {
-        layout::address(machine, self.record.nodes)?;
+        self.known(machine)?;
         self.init(SWITCH).with_context(|| format!("first: skep lab up --name {}", self.layout.name()))?;
         if self.init(machine).is_err() {
             self.boot(machine)?;

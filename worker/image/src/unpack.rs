@@ -184,6 +184,10 @@ impl Unpacker<'_> {
             let prefix = &path[..end];
             current = match self.tree.directory(prefix) {
                 Ok(fd) => fd,
+                Err(Errno::NOENT) if tree::lookup(current.as_fd(), part).is_ok_and(|there| there.is_some()) => {
+                    let why = format!("{:?} on the way to it is a link to no directory of this layer", show(prefix));
+                    return Err(refused(path, &why));
+                }
                 Err(Errno::NOENT) => self.implied_directory(current.as_fd(), prefix, part)?,
                 Err(error) => return Err(io_error("open the directory", prefix)(error)),
             };

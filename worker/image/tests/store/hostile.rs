@@ -213,3 +213,15 @@ fn links_in_a_layout_directory_are_not_followed() {
     place.store.load_dir(&dir, &Limits::default()).unwrap_err();
     assert_eq!(place.left(), Vec::<String>::new());
 }
+
+/// A file goes where its layer says: a link that leads into a layer below is no place for it, and the error says so.
+#[test]
+fn a_link_into_a_layer_below_is_no_directory() {
+    let place = Place::new();
+    let below = Layer::new().dir("usr", 0o755).dir("usr/lib", 0o755).tar();
+    let above = Layer::new().symlink("lib", "usr/lib").file("lib/x", b"x").tar();
+    let archive = docker_save(&[below, above], &["links:1"]);
+    let error = place.store.load(archive.as_slice(), &Limits::default()).unwrap_err().to_string();
+    assert!(error.contains("\"lib\" on the way to it is a link to no directory of this layer"), "{error}");
+    assert_eq!(place.left(), Vec::<String>::new());
+}
