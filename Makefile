@@ -16,6 +16,9 @@ TRIPLE := $(ARCH)-unknown-linux-gnu
 STATIC := -C target-feature=+crt-static
 OUT    := $(or $(CARGO_TARGET_DIR),target)
 BUILT  := $(OUT)/$(TRIPLE)/release
+# Tests, and what they test: built for development, with its assertions, and linked like what users get.
+TESTED := $(OUT)/$(TRIPLE)/debug
+TESTS  := --workspace --locked --target $(TRIPLE)
 
 export LIBSECCOMP_LINK_TYPE := static
 export LIBSECCOMP_LIB_PATH  := /usr/lib/$(ARCH)-linux-gnu
@@ -85,32 +88,36 @@ setup-test: setup-build ## install what the tests need and is missing
 		fi; \
 	fi
 
+# $(1): the directory of the built programs. $(2): the archive.
+define pack-demo-image
+	@"$(1)/skep-image-pack" "$(1)/whoami" whoami:latest "$(2)" 80/tcp >/dev/null
+endef
+
 build: setup-build ## build the static binary: target/skep, and the demo image: target/whoami.tar
 	RUSTFLAGS="$(STATIC)" "$(CARGO)" build --release --locked --target $(TRIPLE) -p skep -p skep-whoami -p skep-image
 	@mkdir -p target
 	@# Renamed into place: a running binary can't be written to.
 	@install -m 755 "$(BUILT)/skep" target/skep.new && mv -f target/skep.new target/skep
 	@if ldd target/skep 2>/dev/null | grep -q '=>'; then echo "target/skep is not static" >&2; exit 1; fi
-	@"$(BUILT)/skep-image-pack" "$(BUILT)/whoami" whoami:latest target/whoami.tar 80/tcp >/dev/null
+	$(call pack-demo-image,$(BUILT),target/whoami.tar)
 	@ls -l target/skep target/whoami.tar | awk '{ printf "%s: %.1f MB\n", $$NF, $$5 / 1e6 }'
 
 demo: build ## a cluster of three nodes on this machine, shown at work and taken down again (root)
 	./target/skep lab demo
 
-test: setup-test ## run every test (root, for those that make namespaces and containers)
-	@# Linking the release keeps one core busy: the tests are compiled beside it. Each has a directory of its own.
-	@$(MAKE) --no-print-directory -j 2 build compile-tests
+test: setup-test compile-tests ## run every test (root, for those that make namespaces and containers)
 	@# nextest gives each test a process. Without it one follows the other: some count what their process uses, and
 	@# virtual machines and clusters need the machine for themselves.
 	@# What a test could not try here it prints as UNTESTED; nobody reads the output of tests that pass, so it is told last.
-	@if "$(CARGO)" nextest --version >/dev/null 2>&1; then \
+	@export RUSTFLAGS="$(STATIC)"; \
+	if "$(CARGO)" nextest --version >/dev/null 2>&1; then \
 		log="$(OUT)/nextest/default/junit.xml"; rm -f "$$log"; \
-		"$(CARGO)" nextest run --workspace --locked --no-fail-fast && \
-			"$(CARGO)" test --workspace --locked --doc --quiet; \
+		"$(CARGO)" nextest run $(TESTS) --no-fail-fast && \
+			"$(CARGO)" test $(TESTS) --doc --quiet; \
 		ended=$$?; \
 	else \
 		log="$(OUT)/test.log"; \
-		{ "$(CARGO)" test --workspace --locked --no-fail-fast -- --show-output --test-threads=1; echo $$? > "$$log.status"; } 2>&1 | \
+		{ "$(CARGO)" test $(TESTS) --no-fail-fast -- --show-output --test-threads=1; echo $$? > "$$log.status"; } 2>&1 | \
 			tee "$$log"; \
 		ended=$$(cat "$$log.status"); \
 	fi; \
@@ -120,14 +127,14 @@ test: setup-test ## run every test (root, for those that make namespaces and con
 	exit "$$ended"
 
 compile-tests: setup-build
-	"$(CARGO)" test --workspace --locked --no-run --quiet
+	RUSTFLAGS="$(STATIC)" "$(CARGO)" test $(TESTS) --no-run --quiet
+	$(call pack-demo-image,$(TESTED),$(TESTED)/whoami.tar)
 
 verify: setup-build ## format, tidy, clippy with warnings as errors, documentation
 	"$(CARGO)" xtask verify
 
-bench: setup-test build ## measure, side by side with Docker Swarm; the results go to docs/benchmarks.md (root)
-	"$(CARGO)" build --workspace --locked
-	unshare --mount "$(OUT)/debug/peer-bench"
+bench: setup-test build compile-tests ## measure, side by side with Docker Swarm; the results go to docs/benchmarks.md (root)
+	unshare --mount "$(TESTED)/peer-bench"
 
 install: ## put the built binary, its unit and its completions in place: PREFIX, DESTDIR
 	@[ -x target/skep ] || { echo "there is no target/skep: run \`make build\` first" >&2; exit 1; }

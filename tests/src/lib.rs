@@ -215,10 +215,28 @@ pub struct Task {
     pub state: String,
 }
 
-/// A built file: `target/skep`, `target/whoami.tar`.
+/// What is tested, `skep` or `whoami.tar`: as built together with this test, or what is in the directory `SKEP_TESTED`, seen
+/// from the checkout.
 pub fn program(name: &str) -> Result<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(name);
-    path.canonicalize().with_context(|| format!("{} is not built; run: make build", path.display()))
+    let directory = match std::env::var_os("SKEP_TESTED") {
+        Some(directory) => checkout().join(directory),
+        // This program is in `deps` below.
+        None => std::env::current_exe()?.ancestors().nth(2).context("a test in no directory")?.to_owned(),
+    };
+    built(&directory.join(name), "make test")
+}
+
+/// What users get, `skep` or `whoami.tar`.
+pub fn released(name: &str) -> Result<PathBuf> {
+    built(&checkout().join("target").join(name), "make build")
+}
+
+fn checkout() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn built(path: &Path, by: &str) -> Result<PathBuf> {
+    path.canonicalize().with_context(|| format!("{} is not built; run: {by}", path.display()))
 }
 
 /// Tries until it succeeds; the last failure after the deadline.

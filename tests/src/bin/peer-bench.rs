@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use skep_deploy::lab::{Lab, Plan, Stage};
-use skep_tests::program;
+use skep_tests::released;
 
 /// Longest wait for anything of the peer: it is known to need a minute and more.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -113,8 +113,8 @@ fn on_stage<T>(name: &str, docker: bool, measure: impl FnOnce(&mut Contestant) -
     let name = format!("bench-{name}");
     let _fresh = [Fresh::disk()?, Fresh::memory()?];
     let stage = if docker { Stage::Machines } else { Stage::Swarm };
-    let lab = Lab::up(&Plan { name: name.clone(), nodes: 3, managers: 3, stage }, &program("skep")?, &mut |_| {})?;
-    let client = if docker { PathBuf::from("/usr/bin/docker") } else { program("skep")? };
+    let lab = Lab::up(&Plan { name: name.clone(), nodes: 3, managers: 3, stage }, &released("skep")?, &mut |_| {})?;
+    let client = if docker { PathBuf::from("/usr/bin/docker") } else { released("skep")? };
     let measured = measure(&mut Contestant { lab, client, docker, first: String::new() });
     Lab::down(&name)?;
     measured
@@ -127,7 +127,7 @@ impl Contestant {
         }
         let info = self.get("n1", "/info")?;
         self.first = info["Swarm"]["NodeID"].as_str().context("n1 has no identifier")?.to_owned();
-        let image = program("whoami.tar")?;
+        let image = released("whoami.tar")?;
         for node in self.lab.nodes() {
             self.ok(&node, &["image", "load", "--input", &image.to_string_lossy()])?;
         }

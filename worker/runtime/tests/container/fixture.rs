@@ -54,7 +54,8 @@ impl Fixture {
         self.spec(id, &["/bin/sh", "-c", script])
     }
 
-    /// A wish to run the probe, with the host's libraries that it needs.
+    /// A wish to run the probe, with the host's libraries: it may be linked to them. A virtual machine has only those that
+    /// its programs need.
     pub(crate) fn probe(&self, id: &str, program: &str) -> ContainerSpec {
         let mut spec = self.spec(id, &[program, "probe"]);
         let bind = |source: &str, target: &str| skep_runtime::Mount::Bind {
@@ -62,12 +63,10 @@ impl Fixture {
             target: target.into(),
             read_only: true,
         };
-        spec.mounts = vec![
-            bind(BINARY, "/probe"),
-            bind("/usr/lib", "/usr/lib"),
-            bind("/usr/lib", "/lib"),
-            bind("/usr/lib64", "/lib64"),
-        ];
+        let libraries = [("/usr/lib", "/usr/lib"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64")];
+        let there = libraries.into_iter().filter(|(source, _)| Path::new(source).exists());
+        spec.mounts =
+            [(BINARY, "/probe")].into_iter().chain(there).map(|(source, target)| bind(source, target)).collect();
         spec
     }
 

@@ -46,12 +46,18 @@ pub(super) struct Kernel {
 impl Kernel {
     /// The fetched kernel; says UNTESTED when it or the emulator is missing.
     pub(super) fn find(what: &str) -> Result<Option<Self>> {
-        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-kernel");
+        // In the target directory, which is one further up where a target was named.
+        let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let place = temporary.ancestors().map(|above| above.join("test-kernel")).find(|place| place.exists());
         let emulator = Command::new(EMULATOR).arg("--version").stdout(Stdio::null()).status();
-        if !cfg!(target_arch = "x86_64") || !emulator.is_ok_and(|status| status.success()) || !place.exists() {
-            println!("UNTESTED: {what}, no {EMULATOR} or no kernel in {}; `make setup-test`", place.display());
+        let emulates = cfg!(target_arch = "x86_64") && emulator.is_ok_and(|status| status.success());
+        let (true, Some(place)) = (emulates, place) else {
+            println!(
+                "UNTESTED: {what}, no {EMULATOR} or no test-kernel above {}; `make setup-test`",
+                temporary.display()
+            );
             return Ok(None);
-        }
+        };
         let image = single(&place.join("boot"), "vmlinuz-")?;
         // The directory is below usr on systems newer than Debian 12.
         let lib = [place.join("usr/lib/modules"), place.join("lib/modules")].into_iter().find(|path| path.exists());
