@@ -158,6 +158,11 @@ fn expressions(rule: &Rule) -> nft::Rule {
             .load(Reg(0), to.octets())
             .load(Reg(1), port.to_be_bytes())
             .dnat(Reg(0), Some(Reg(1))),
+        Rule::AcceptAnswers { out } => new().oif_name(out).ct_direction(true).verdict(Verdict::Accept),
+        Rule::AcceptTranslated { out } => {
+            new().oif_name(out).ct_bits(CtKey::Status, ct_status::DST_NAT).verdict(Verdict::Accept)
+        }
+        Rule::DropOut { out } => new().oif_name(out).verdict(Verdict::Drop),
         Rule::SourceOf { link, keep } => new()
             .oif_name(link)
             .load_ip_source(Reg(0))

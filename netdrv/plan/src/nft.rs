@@ -268,6 +268,21 @@ pub enum Rule {
         /// Outgoing link.
         to: String,
     },
+    /// Out through `out` in reply direction: accept.
+    AcceptAnswers {
+        /// Outgoing link.
+        out: String,
+    },
+    /// Out through `out` to a destination that was translated: accept.
+    AcceptTranslated {
+        /// Outgoing link.
+        out: String,
+    },
+    /// Out through `out`: drop. Who is not asked and knows a container's address does not get at it.
+    DropOut {
+        /// Outgoing link.
+        out: String,
+    },
     /// From `link` with a source MAC in 02:42, before tracking: zone of the original direction := the MAC's last two
     /// bytes. A client may use one port towards two nodes at once, which both send it here.
     ZoneFromMac {
@@ -319,6 +334,9 @@ impl Rule {
             Self::Hairpin { link } => format!("hairpin {link}"),
             Self::AcceptReplies { from, to } => format!("accept-replies {from} {to}"),
             Self::DropForward { from, to } => format!("drop-forward {from} {to}"),
+            Self::AcceptAnswers { out } => format!("accept-answers {out}"),
+            Self::AcceptTranslated { out } => format!("accept-translated {out}"),
+            Self::DropOut { out } => format!("drop-out {out}"),
             Self::ZoneFromMac { link } => format!("zone-from-mac {link}"),
             Self::MarkFromMac { link } => format!("mark-from-mac {link}"),
             Self::MarkReply => "mark-reply".into(),

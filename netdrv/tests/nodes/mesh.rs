@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use skep_net_kernel::link::{Handle, IpNet, Route};
 use skep_net_testkit::{eventually, http_get, udp_ask};
 
 use crate::common::*;
@@ -237,6 +238,32 @@ async fn containers_get_out_and_host_ports_lead_in() -> Result<()> {
     let _own = skep_net_testkit::Server::http(node, 7000, "node")?;
     ensure!(udp_ask(&t1, (gateway, 7000).into(), Duration::from_millis(200)).await.is_err());
     Ok(())
+}
+
+/// A neighbour may send to a container's own address by way of its node. Only published ports answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_route_leads_to_what_is_not_published() -> Result<()> {
+    if !privileged() {
+        return Ok(());
+    }
+    let mut c = Cluster::new(1, &[("t1", 0)]).await?;
+    let (client, t1) = (c.topology.client.clone(), c.inside("t1")?);
+    let own = c.gateway_address("t1")?;
+    let mut route = Route::to(IpNet::new(c.gateway.addr, c.gateway.prefix));
+    route.via = Some(c.address(0).into());
+    Handle::open(&client.namespace)?.add_route(&route).await?;
+    for port in [80, PORT] {
+        let answer = http_get(&client.namespace, (own, port).into(), Duration::from_millis(500)).await;
+        ensure!(answer.is_err(), "{own}:{port} answered {answer:?}");
+    }
+    ensure!(udp_ask(&client.namespace, (own, 5353).into(), Duration::from_millis(500)).await.is_err(), "UDP answered");
+    // The way that is meant leads there, by the same route.
+    c.host_ports = vec![skep_netdrv::HostPort { protocol: skep_netdrv::Protocol::Tcp, published: 9000, target: 80 }];
+    c.apply().await?;
+    expect("host port", &client.namespace, (c.address(0), 9000), false, &[format!("t1 {}", client.address)]).await?;
+    // What the container asks is answered.
+    let _outside = skep_net_testkit::Server::http(&client.namespace, 80, "outside")?;
+    expect("out", &t1, (client.address, 80), false, &[format!("outside {}", c.address(0))]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

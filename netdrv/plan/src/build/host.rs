@@ -149,6 +149,12 @@ fn table(frame: &Frame) -> Table {
     post.push(Rule::LoopbackSource { out: bridge.clone(), to: gateway_address });
     post.push(Rule::BridgeHairpin { bridge: bridge.clone(), from });
     post.push(Rule::Egress { bridge: bridge.clone(), from });
+    // A neighbour that routes the gateway subnet to this node must not reach what no port leads to.
+    let forward = vec![
+        Rule::AcceptAnswers { out: bridge.clone() },
+        Rule::AcceptTranslated { out: bridge.clone() },
+        Rule::DropOut { out: bridge.clone() },
+    ];
     let guard = links.iter().chain([&bridge]).map(|l| Rule::DropLoopback { link: l.clone() }).collect();
 
     let chain = |kind, hook, priority, rules| Chain { base: Some(Base { kind, hook, priority, device: None }), rules };
@@ -165,6 +171,7 @@ fn table(frame: &Frame) -> Table {
         ]),
         chains: Chains::from_iter([
             ("guard", chain(ChainKind::Filter, Hook::Prerouting, -300, guard)),
+            ("forward", chain(ChainKind::Filter, Hook::Forward, 0, forward)),
             ("pre", chain(ChainKind::Nat, Hook::Prerouting, -100, accept())),
             ("out", chain(ChainKind::Nat, Hook::Output, -100, accept())),
             ("post", chain(ChainKind::Nat, Hook::Postrouting, 100, post)),
