@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep_proto::v1::{
-    Endpoint, NetworkAttachmentConfig, NodeAttachment, NodeChange, PortConfig, PublishMode, ResolutionMode, Service,
-    Task, TaskChange, TaskNetwork, TaskSpec, TaskState, TaskStatus, VirtualIp,
+    Endpoint, NetworkAttachmentConfig, Node, NodeAttachment, NodeChange, PortConfig, PublishMode, ResolutionMode,
+    Service, Task, TaskChange, TaskNetwork, TaskSpec, TaskState, TaskStatus, VirtualIp,
 };
 use skep_state::State;
 use skep_state::subnet::format_address;
@@ -143,6 +143,7 @@ pub(crate) fn tasks(draft: &mut Draft<'_>, pools: &mut Pools) {
     let waits: Arc<str> =
         "waits for the addresses and ports of its service: a network or the range of ports is full".into();
     let pending: Arc<str> = "pending task scheduling".into();
+    let mut nodes = NodesToCome::default();
     for task in view.tasks() {
         if task.observed() != TaskState::New || !task.in_service() {
             continue;
@@ -150,7 +151,7 @@ pub(crate) fn tasks(draft: &mut Draft<'_>, pools: &mut Pools) {
         let Some(service) = view.service(&task.service_id).filter(|s| !s.removing) else { continue };
         let Some(spec) = view.task_spec(&task.service_id, task.spec_version) else { continue };
         let ready = *served.entry(task.service_id.as_str()).or_insert_with(|| is_served(&view, &service));
-        let given = if ready { addresses(&view, &service, &spec, pools) } else { Err(Arc::clone(&waits)) };
+        let given = if ready { addresses(&view, &service, &spec, pools, &mut nodes) } else { Err(Arc::clone(&waits)) };
         let (state, message, networks) = match given {
             Ok(networks) => (TaskState::Pending, Arc::clone(&pending), networks),
             Err(message) => (TaskState::New, message, Vec::new()),
@@ -165,18 +166,72 @@ pub(crate) fn tasks(draft: &mut Draft<'_>, pools: &mut Pools) {
     }
 }
 
+/// Nodes that will need an address of their own for tasks that have theirs and no node yet. A network that tasks alone
+/// fill up runs none of them.
+#[derive(Debug, Default)]
+struct NodesToCome {
+    /// All nodes there are.
+    all: Option<u32>,
+    /// Tasks that were given an address in this round, by network.
+    given: BTreeMap<String, u32>,
+    /// By network that is nearly full: tasks without a node when the round began, nodes without an address.
+    near: BTreeMap<String, (u32, u32)>,
+}
+
+impl NodesToCome {
+    /// Takes an address for one more task, if its node can have one as well.
+    fn take(&mut self, state: &State, pools: &mut Pools, network: &str) -> Option<u32> {
+        let all = *self.all.get_or_insert_with(|| count(state.nodes().count()));
+        // With more than a node could ask for there is nothing to count.
+        let others = if pools.left(state, network) > all { 0 } else { self.wanted(state, network) };
+        let address = pools.take_beside(state, network, others)?;
+        match self.given.get_mut(network) {
+            Some(given) => *given += 1,
+            None => drop(self.given.insert(network.to_owned(), 1)),
+        }
+        Some(address)
+    }
+
+    fn give_back(&mut self, pools: &mut Pools, network: &str, address: u32) {
+        pools.give_back(network, address);
+        if let Some(given) = self.given.get_mut(network) {
+            *given -= 1;
+        }
+    }
+
+    /// Addresses that nodes will want, once there is one more task.
+    fn wanted(&mut self, state: &State, network: &str) -> u32 {
+        let given = self.given.get(network).copied().unwrap_or_default();
+        let (tasks, nodes) = *self.near.entry(network.to_owned()).or_insert_with(|| {
+            let waits = |task: &&Arc<Task>| {
+                task.node_id.is_empty()
+                    && !task.observed().is_terminal()
+                    && task.networks.iter().any(|n| n.network_id == network)
+            };
+            let bare = |node: &&Arc<Node>| node.attachments.iter().all(|a| a.network_id != network);
+            (count(state.tasks().filter(waits).count()), count(state.nodes().filter(bare).count()))
+        });
+        nodes.min(tasks.saturating_add(given).saturating_add(1))
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
 /// One address on each network, or why that is impossible.
 fn addresses(
     state: &State,
     service: &Service,
     spec: &TaskSpec,
     pools: &mut Pools,
+    nodes: &mut NodesToCome,
 ) -> Result<Vec<TaskNetwork>, Arc<str>> {
     let mut given: Vec<(TaskNetwork, u32)> = Vec::new();
     for network in networks_of(state, service, spec) {
-        let Some(address) = pools.take(state, &network.target) else {
+        let Some(address) = nodes.take(state, pools, &network.target) else {
             for (network, address) in given {
-                pools.give_back(&network.network_id, address);
+                nodes.give_back(pools, &network.network_id, address);
             }
             return Err(pools.exhausted(state, &network.target));
         };

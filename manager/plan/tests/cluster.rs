@@ -400,6 +400,21 @@ fn a_full_network_keeps_tasks_waiting_with_the_reason() {
     );
 }
 
+/// A node has an address of its own on the network of its tasks: tasks must not take the last ones before it does.
+#[test]
+fn of_more_tasks_than_a_network_has_room_for_as_many_run_as_fit() {
+    // Usable addresses but the gateway's and the service's, and one for each node that tasks are on.
+    for (nodes, subnet, running) in [(1, "10.99.0.0/29", 3), (2, "10.99.0.0/28", 10), (9, "10.99.0.0/29", 2)] {
+        let mut w = World::new(nodes);
+        w.create_network("tiny-id", "tiny", subnet);
+        let mut wanted = spec("web", 20);
+        wanted.task.as_mut().unwrap().networks.push(network("tiny"));
+        w.create("web", wanted).unwrap();
+        w.rest(6);
+        assert_eq!(w.ready("web").len(), running, "{nodes} nodes on {subnet}");
+    }
+}
+
 mod updates {
     use super::*;
 

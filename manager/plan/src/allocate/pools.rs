@@ -25,6 +25,8 @@ struct Pool {
     cursor: u32,
     moved: bool,
     held: HashSet<u32>,
+    /// How many are free.
+    left: u32,
     /// Nothing is free: a search through a large subnet is not repeated for every task that waits.
     full: bool,
 }
@@ -35,10 +37,20 @@ impl Pools {
         self.pool(state, network_id)?.take()
     }
 
+    /// How many addresses are free.
+    pub(crate) fn left(&mut self, state: &State, network_id: &str) -> u32 {
+        self.pool(state, network_id).map_or(0, |pool| pool.left)
+    }
+
+    /// A free address, if at least so many are free beside it.
+    pub(crate) fn take_beside(&mut self, state: &State, network_id: &str, others: u32) -> Option<u32> {
+        self.pool(state, network_id).filter(|pool| pool.left > others)?.take()
+    }
+
     /// Returns an address that nothing was told about.
     pub(crate) fn give_back(&mut self, network_id: &str, address: u32) {
         if let Some(pool) = self.open.get_mut(network_id) {
-            pool.held.remove(&address);
+            pool.left += u32::from(pool.held.remove(&address));
             pool.full = false;
         }
     }
@@ -88,7 +100,10 @@ impl Pool {
         held.extend(parse_address(&network.gateway));
         held.extend(ipam.iter().flat_map(|c| c.reserved.values()).filter_map(|a| parse_address(a)));
         let cursor = parse_address(&network.last_address).unwrap_or(0);
-        Some(Self { first, last, cursor, moved: false, held, full: false })
+        let taken = held.iter().filter(|address| (first..=last).contains(*address)).count();
+        let left =
+            (last.saturating_add(1).saturating_sub(first)).saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX));
+        Some(Self { first, last, cursor, moved: false, held, left, full: false })
     }
 
     fn free(&mut self) -> Option<u32> {
@@ -104,6 +119,7 @@ impl Pool {
     fn take(&mut self) -> Option<u32> {
         let address = self.free()?;
         self.held.insert(address);
+        self.left = self.left.saturating_sub(1);
         self.cursor = address;
         self.moved = true;
         Some(address)
@@ -140,10 +156,11 @@ mod tests {
         assert_eq!(state.apply(1, &command).0.refusal, None);
         let mut pools = Pools::default();
         let taken: Vec<u32> = std::iter::from_fn(|| pools.take(&state, "net")).collect();
-        assert_eq!(taken.len(), 6);
+        assert_eq!((taken.len(), pools.left(&state, "net")), (6, 0));
         assert!(pools.open["net"].full && !pools.has_room(&state, "net"));
         pools.give_back("net", taken[2]);
         assert!(pools.has_room(&state, "net"));
+        assert_eq!((pools.left(&state, "net"), pools.take_beside(&state, "net", 1)), (1, None), "one stays free");
         assert_eq!((pools.take(&state, "net"), pools.take(&state, "net")), (Some(taken[2]), None));
         assert!(pools.exhausted(&state, "net").contains("10.9.0.0/29"));
     }
