@@ -296,6 +296,33 @@ fn a_demotion_that_would_cost_the_quorum_is_refused_and_changes_nothing() -> Res
     cluster.down()
 }
 
+/// What it remembers would let it split the swarm: it must not be told to, nor be able to.
+#[test]
+fn a_manager_that_was_removed_while_it_was_away_is_told_so_and_can_not_force_a_cluster_of_its_own() -> Result<()> {
+    let cluster = Cluster::up("removed", 3, 3)?;
+    cluster.lab.kill("n3")?;
+    cluster.skep("n1", &["node", "demote", "n3"])?;
+    eventually("n3 removed", || cluster.skep("n1", &["node", "rm", "n3"]))?;
+    cluster.lab.restart("n3")?;
+    eventually("it hears that it was removed", || {
+        let refused = cluster.skep("n3", &["node", "ls"]).expect_err("nobody leads it");
+        let told = format!("{refused:#}");
+        let right = told.contains("is no manager of the swarm any more") && told.contains("skep swarm leave --force");
+        ensure!(right && !told.contains("force-new-cluster"), "{told}");
+        Ok(())
+    })?;
+    let refused = cluster.skep("n3", &["swarm", "init", "--force-new-cluster"]).expect_err("the swarm is well");
+    assert!(format!("{refused:#}").contains("is no manager of the swarm any more"), "{refused:#}");
+    cluster.only("n1", 2)?;
+    // What it is told to do works.
+    cluster.skep("n3", &["swarm", "leave", "--force"])?;
+    let token = cluster.skep("n1", &["swarm", "join-token", "--quiet", "worker"])?;
+    let manager = format!("{}:2377", cluster.lab.address("n1")?);
+    cluster.skep("n3", &["swarm", "join", "--token", token.trim(), &manager])?;
+    cluster.only("n1", 3)?;
+    cluster.down()
+}
+
 #[test]
 fn the_last_manager_goes_on_alone_when_it_is_told_to_and_the_others_join_it_again() -> Result<()> {
     let cluster = Cluster::up("force", 4, 3)?;

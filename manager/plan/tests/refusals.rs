@@ -286,6 +286,11 @@ fn a_subnet_that_holds_a_nodes_address_is_refused_and_never_chosen() {
         let error = network(subnet).expect_err(subnet);
         assert!(error.contains(address) && error.contains(&hostname), "{error}");
     }
+    for subnet in ["0.1.0.0/24", "127.5.0.0/24", "169.254.172.0/24", "169.0.0.0/8", "224.0.0.0/24", "255.255.255.0/24"]
+    {
+        let error = network(subnet).expect_err(subnet);
+        assert!(error.starts_with("IPAM.Config.Subnet: ") && error.contains("addresses: give another one"), "{error}");
+    }
     assert_eq!(network("172.22.0.0/16"), Ok("172.22.0.0/16".to_owned()));
     // 10.0.0.0/24 is the mesh's, in the next one lives a node.
     assert_eq!(network(""), Ok("10.0.2.0/24".to_owned()));

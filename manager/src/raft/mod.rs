@@ -394,6 +394,12 @@ impl Raft {
         self.inner.running().err()
     }
 
+    /// Which manager said in the last seconds that this node is none of the group's, and how. One that was removed while
+    /// it was away hears of it in no other way: nobody sends it the log.
+    pub fn refusal(&self) -> Option<String> {
+        self.inner.pool.refusal()
+    }
+
     /// Ends the engine and closes the files; services that are still mounted answer `unavailable` from then on, and so
     /// does everything else here. Does not hand leadership over: call [`Raft::step_down`] before. Calling it again does
     /// nothing. What was acknowledged is on disk whatever happens here, so a failure is logged only.

@@ -90,7 +90,12 @@ pub(crate) struct Pool {
     dialer: Arc<dyn Dialer>,
     open: Mutex<HashMap<(String, Lane), Connection>>,
     superseded: AtomicU8,
+    refusal: Mutex<Option<(Instant, String)>>,
 }
+
+/// How long the word of a peer counts that it does not take this node for a manager of the group. One without a leader
+/// asks for votes more than once in this time.
+const REFUSAL_COUNTS: Duration = Duration::from_secs(10);
 
 /// What became of another manager's word that it has gone on without this one: nothing was said, it was, it is true of
 /// this group, it is of no account.
@@ -103,7 +108,26 @@ type Connection = (Channel, Arc<Health>);
 
 impl Pool {
     pub(crate) fn new(dialer: Arc<dyn Dialer>) -> Self {
-        Self { dialer, open: Mutex::new(HashMap::new()), superseded: AtomicU8::new(UNHEARD) }
+        Self { dialer, open: Mutex::new(HashMap::new()), superseded: AtomicU8::new(UNHEARD), refusal: Mutex::new(None) }
+    }
+
+    /// Which peer said lately that this node is no manager of the group, and how.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|(at, _)| at.elapsed() <= REFUSAL_COUNTS).map(|(_, said)| said.clone())
+    }
+
+    fn note_refusal(&self, address: &str, status: &tonic::Status) {
+        let said = format!("the manager at {address} says: {}", status.message());
+        let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref().is_none_or(|(at, _)| at.elapsed() > REFUSAL_COUNTS) {
+            tracing::warn!(
+                peer.address = address,
+                error = status.message(),
+                "a manager does not take this node for one"
+            );
+        }
+        *last = Some((Instant::now(), said));
     }
 
     /// Whether a member of this node's group has said that it has gone on without the others, and nothing was done
@@ -224,6 +248,9 @@ impl Peer {
                     "a manager says that it left the group"
                 );
             }
+        }
+        if status.code() == tonic::Code::PermissionDenied {
+            self.pool.note_refusal(&self.address, status);
         }
         refused(status)
     }

@@ -18,6 +18,14 @@ pub fn only_overlay(name: &str) -> Option<&'static str> {
     RESERVED.contains(&name).then_some(why)
 }
 
+/// Addresses that no machine can have on a network, or that mean another thing on each: base, prefix, name (RFC 6890).
+const NOT_FOR_NETWORKS: [(u32, u8, &str); 4] = [
+    (0, 8, "unspecified"),
+    (0x7F00_0000, 8, "loopback"),
+    (0xA9FE_0000, 16, "link-local"),
+    (0xE000_0000, 3, "multicast or reserved"),
+];
+
 /// The mesh's network as a new cluster gets it. Its subnet is the first of the default pools, 10.0.0.0/24.
 pub fn default_ingress() -> NetworkSpec {
     NetworkSpec {
@@ -119,6 +127,11 @@ fn ipam(spec: &NetworkSpec) -> Result<IpamConfig, Error> {
     }
     if subnet.prefix() < 8 {
         return Err(invalid("IPAM.Config.Subnet", format!("{subnet} is too large: /8 is the largest")));
+    }
+    for (base, prefix, what) in NOT_FOR_NETWORKS {
+        if Subnet::of(base, prefix).is_some_and(|kept| kept.overlaps(subnet)) {
+            return Err(invalid("IPAM.Config.Subnet", format!("{subnet} holds {what} addresses: give another one")));
+        }
     }
     Ok(config)
 }
