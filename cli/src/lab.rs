@@ -112,15 +112,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let first = if no_swarm { "swarm init" } else { "node ls" };
             output::note(format!("\nA node's daemon: skep lab exec --name {} n1 -- skep {first}", lab.name));
         }
-        Args::Status { lab, format } => {
-            let lab = Lab::open(&lab.name)?;
+        Args::Status { lab: Name { name }, format } => {
+            let lab = Lab::open(&name)?;
             match format.as_str() {
                 "json" => println!("{}", serde_json::to_string_pretty(&serde_json::to_value(lab.status()?)?)?),
                 "table" => {
                     show(&lab)?;
                     let lacks: Vec<String> = lab.lacks().iter().map(ToString::to_string).collect();
                     if !lacks.is_empty() {
-                        output::note(format!("\nnot whole: {}; to put that right: skep lab up", lacks.join(", ")));
+                        let lacks = lacks.join(", ");
+                        output::note(format!("\nnot whole: {lacks}; to put that right: skep lab up --name {name}"));
                     }
                 }
                 other => bail!("format {other:?}: use table or json"),
@@ -137,8 +138,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             nodes.iter().try_for_each(|node| lab.known(node))?;
             nodes.iter().try_for_each(|node| lab.restart(node))?;
         }
-        Args::Partition { lab, groups } => output::line(sides(&Lab::open(&lab.name)?.partition(&groups)?))?,
-        Args::Heal { lab } => output::line(sides(&[Lab::open(&lab.name)?.heal()?]))?,
+        Args::Partition { lab, groups } => {
+            output::line(sides(&lab.name, &Lab::open(&lab.name)?.partition(&groups)?))?;
+        }
+        Args::Heal { lab } => output::line(sides(&lab.name, &[Lab::open(&lab.name)?.heal()?]))?,
         Args::Down { lab } => {
             if leftovers(&lab.name).is_empty() {
                 output::note(format!("there is no lab {}, nor anything left of one", lab.name));
@@ -155,13 +158,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// Who reaches whom after a partition.
-fn sides(sides: &[BTreeSet<String>]) -> String {
+fn sides(lab: &str, sides: &[BTreeSet<String>]) -> String {
     let names = |side: &BTreeSet<String>| side.iter().cloned().collect::<Vec<_>>().join(", ");
     match sides {
         [all] => format!("together again: {}", names(all)),
         parted => {
             let groups: Vec<String> = parted.iter().filter(|side| !side.is_empty()).map(names).collect();
-            format!("cut off from each other: {}\nundo with: skep lab heal", groups.join("  |  "))
+            format!("cut off from each other: {}\nundo with: skep lab heal --name {lab}", groups.join("  |  "))
         }
     }
 }
@@ -200,8 +203,8 @@ mod tests {
     #[test]
     fn partitions_are_told() {
         let side = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
-        let parted = sides(&[side(&["n1"]), side(&["n2", "n3", "outside"])]);
-        assert_eq!(parted, "cut off from each other: n1  |  n2, n3, outside\nundo with: skep lab heal");
-        assert_eq!(sides(&[side(&["n1", "n2"])]), "together again: n1, n2");
+        let parted = sides("x", &[side(&["n1"]), side(&["n2", "n3", "outside"])]);
+        assert_eq!(parted, "cut off from each other: n1  |  n2, n3, outside\nundo with: skep lab heal --name x");
+        assert_eq!(sides("x", &[side(&["n1", "n2"])]), "together again: n1, n2");
     }
 }

@@ -133,6 +133,8 @@ async fn what_is_not_there_is_501_and_the_client_can_finish_writing() {
     }
     assert_eq!(server.get("/volumes").await.json()["Volumes"], json!([]));
     assert_eq!(server.get("/volumes/x").await.status, 404);
+    assert_eq!(server.get("/plugins/x/json").await.status, 404);
+    assert_eq!(server.call("POST", "/plugins/pull", None).await.status, 501);
     for kind in ["containers", "volumes", "build"] {
         let pruned = server.call("POST", &format!("/{kind}/prune"), None).await.json();
         assert_eq!(pruned["SpaceReclaimed"], json!(0), "{kind}");

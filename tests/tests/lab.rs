@@ -195,6 +195,8 @@ fn labs_are_made_used_and_taken_down_by_command() -> Result<()> {
     let first =
         lab_ok(&name, "exec", &["n3", "--", "skep", "info", "--format", "{{.Name}} {{.Swarm.ControlAvailable}}"])?;
     assert_eq!(first.trim(), "n3 false");
+    let second = lab_ok(&name, "exec", &["n3", "--", "timeout", "30", "skep", "info", "--format", "{{.Name}}"])?;
+    assert_eq!(second.trim(), "n3");
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143)] {
         assert_eq!(lab(&name, "exec", &["n2", "--", "sh", "-c", script])?.status.code(), Some(code), "{script}");
     }

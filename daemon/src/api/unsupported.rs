@@ -20,7 +20,7 @@ pub(super) fn routes() -> Router<Api> {
     router = router
         .route("/commit", any(|request: Request| refuse(request, "making images of containers; use \"image import\"")));
     for path in ["/plugins", "/plugins/{*rest}"] {
-        router = router.route(path, any(|request: Request| refuse(request, "plugins")));
+        router = router.route(path, any(plugins));
     }
     router = router
         .route("/volumes/create", any(|request: Request| refuse(request, "volumes; use a bind mount or tmpfs")))
@@ -33,6 +33,15 @@ pub(super) fn routes() -> Router<Api> {
 async fn refuse(request: Request, what: &'static str) -> Result<(), ApiError> {
     body::discard(request.into_body()).await;
     Err(ApiError::unsupported(format!("Skep has no support for {what}")))
+}
+
+/// A look at one plugin finds none: `docker inspect` takes that for its last try and says what it could not find.
+async fn plugins(request: Request) -> Result<(), ApiError> {
+    let path = request.uri().path();
+    if let Some((_, name)) = path.strip_suffix("/json").and_then(|path| path.split_once("/plugins/")) {
+        return Err(ApiError::not_found(format!("plugin \"{name}\" not found")));
+    }
+    refuse(request, "plugins").await
 }
 
 async fn no_volume(Path(name): Path) -> ApiError {

@@ -181,7 +181,8 @@ impl Lab {
     pub fn init(&self, name: &str) -> Result<Init> {
         let file = self.layout.init_file(name);
         Init::read(&file).or_else(|| Init::unrecorded(&file)).with_context(|| {
-            format!("machine {name} of lab {} is off; start it with: skep lab restart {name}", self.layout.name())
+            let lab = self.layout.name();
+            format!("machine {name} of lab {lab} is off; start it with: skep lab restart --name {lab} {name}")
         })
     }
 
@@ -297,10 +298,15 @@ impl Lab {
         bail!("on {node}: skep {}: {}{text}", args.join(" "), String::from_utf8_lossy(&output.stderr))
     }
 
-    /// A command that will run on a machine, told where the node's daemon is.
+    /// A command that will run on a machine, told where the node's daemon is. It finds this program as `skep`.
     pub fn exec(&self, machine: &str, program: &str) -> Result<Command> {
         self.known(machine)?;
         let mut command = self.init(machine)?.command(&self.record.exe, program);
+        let known = std::env::var_os("PATH").unwrap_or_default();
+        let own = self.record.exe.parent().map(Path::to_owned);
+        if let Ok(path) = std::env::join_paths(own.into_iter().chain(std::env::split_paths(&known))) {
+            command.env("PATH", path);
+        }
         if machine != OUTSIDE {
             let host = format!("unix://{}", self.socket(machine).display());
             command.env("SKEP_HOST", &host).env("DOCKER_HOST", &host);
