@@ -105,18 +105,12 @@ impl Node {
     }
 }
 
-/// Refuses while the group is well, or does not want this node: its other managers would be left behind, with a cluster of their own. One that has
-/// just lost its quorum takes a moment to notice.
+/// Refuses while the group is well, or does not want this node: its other managers would be left behind, with a cluster of
+/// their own. One that has just lost its quorum takes a moment to notice.
 async fn require_no_leader(manager: &skep_manager::Manager) -> Result<(), Failure> {
     let mut leadership = manager.raft().leadership();
     match tokio::time::timeout(LEADER_LOST_WITHIN, leadership.wait_for(|l| l.leader.is_none())).await {
-        Ok(_) => match manager.raft().refusal() {
-            None => Ok(()),
-            Some(said) => Err(Failure::Unavailable(format!(
-                "This node is no manager of the swarm any more ({said}): it was removed or demoted while it was away, and \
-                 the swarm may be well. Use \"docker swarm leave --force\" and join it again."
-            ))),
-        },
+        Ok(_) => manager.raft().removal().map_or(Ok(()), |error| Err(Failure::Unavailable(error.to_string()))),
         Err(_) => Err(Failure::Unavailable(
             "The swarm has a leader and a quorum of its managers: there is nothing to force. Demote or remove the managers \
              that you want to be rid of."

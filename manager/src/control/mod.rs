@@ -97,11 +97,8 @@ impl Control {
         if nodes::demoted(&self.store.view().state, self.raft.id()) {
             return Status::unavailable("this node was demoted and is no manager any more: ask another manager");
         }
-        if let Some(said) = self.raft.refusal() {
-            return Status::unavailable(format!(
-                "This node is no manager of the swarm any more ({said}): it was removed or demoted while it was away. Use \
-                 \"docker swarm leave --force\" and join it again."
-            ));
+        if let Some(error) = self.raft.removal() {
+            return errors::raft(error);
         }
         // Who of them is reachable, only a leader knows.
         let voters = self.raft.members().iter().filter(|member| member.voter).count();

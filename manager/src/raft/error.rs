@@ -34,6 +34,15 @@ pub enum Error {
         /// All voters.
         voters: usize,
     },
+    /// Another manager does not take this node for one, and no leader does either.
+    #[error(
+        "this node is no manager of the swarm any more ({said}): it was removed or demoted while it was away, and the swarm \
+         may be well; use \"docker swarm leave --force\" and join it again"
+    )]
+    Removed {
+        /// Who says so, and how.
+        said: String,
+    },
     /// The deadline passed, or the leader changed, before the outcome was known.
     #[error("no answer within {waited:?}: {why}; the change may still take effect, so look before repeating it")]
     OutcomeUnknown {

@@ -394,10 +394,10 @@ impl Raft {
         self.inner.running().err()
     }
 
-    /// Which manager said in the last seconds that this node is none of the group's, and how. One that was removed while
-    /// it was away hears of it in no other way: nobody sends it the log.
-    pub fn refusal(&self) -> Option<String> {
-        self.inner.pool.refusal()
+    /// `Removed` if another manager said in the last seconds that this node is none of the group's. One that was removed
+    /// while it was away hears of it in no other way: nobody sends it the log. Without meaning while there is a leader.
+    pub fn removal(&self) -> Option<Error> {
+        self.inner.pool.refusal().map(|said| Error::Removed { said })
     }
 
     /// Ends the engine and closes the files; services that are still mounted answer `unavailable` from then on, and so
