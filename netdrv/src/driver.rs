@@ -64,8 +64,8 @@ impl Driver {
     /// Starts the loop. The node's namespace is that of `config.node_ns`, else of the calling thread. Whatever an earlier
     /// driver left is taken over as it is; as long as `desired` has generation 0, nothing is changed.
     ///
-    /// Needs the async runtime, and is not async itself: what it spawns is compiled with this crate, and not again with each
-    /// one that would await it.
+    /// Needs the async runtime, and is not async itself: what it spawns is compiled with this crate, and not again with
+    /// each one that would await it.
     ///
     /// # Errors
     /// A configuration that can't work, or a namespace or directory that can't be opened.

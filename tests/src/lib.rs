@@ -215,8 +215,8 @@ pub struct Task {
     pub state: String,
 }
 
-/// What is tested, `skep` or `whoami.tar`: as built together with this test, or what is in the directory `SKEP_TESTED`, seen
-/// from the checkout.
+/// What is tested, `skep` or `whoami.tar`: as built together with this test, or what is in the directory `SKEP_TESTED`,
+/// seen from the checkout.
 pub fn program(name: &str) -> Result<PathBuf> {
     let directory = match std::env::var_os("SKEP_TESTED") {
         Some(directory) => checkout().join(directory),

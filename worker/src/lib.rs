@@ -125,8 +125,8 @@ impl Worker {
     ///
     /// Fails when the node's network can't be worked on.
     ///
-    /// Needs the async runtime, and is not async itself: what it spawns is compiled with this crate, and not again with each
-    /// one that would await it.
+    /// Needs the async runtime, and is not async itself: what it spawns is compiled with this crate, and not again with
+    /// each one that would await it.
     pub fn start(config: Config, rooms: Rooms, connector: Arc<dyn Connector>) -> Result<Self, skep_netdrv::Error> {
         let file = config.run_dir.join("assignments");
         let remembered = recall(&file);

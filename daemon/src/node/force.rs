@@ -105,8 +105,8 @@ impl Node {
     }
 }
 
-/// Refuses while the group is well, or does not want this node: its other managers would be left behind, with a cluster of
-/// their own. One that has just lost its quorum takes a moment to notice.
+/// Refuses while the group is well, or does not want this node: its other managers would be left behind, with a cluster
+/// of their own. One that has just lost its quorum takes a moment to notice.
 async fn require_no_leader(manager: &skep_manager::Manager) -> Result<(), Failure> {
     let mut leadership = manager.raft().leadership();
     match tokio::time::timeout(LEADER_LOST_WITHIN, leadership.wait_for(|l| l.leader.is_none())).await {

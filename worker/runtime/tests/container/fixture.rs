@@ -54,8 +54,8 @@ impl Fixture {
         self.spec(id, &["/bin/sh", "-c", script])
     }
 
-    /// A wish to run the probe, with the host's libraries: it may be linked to them. A virtual machine has only those that
-    /// its programs need.
+    /// A wish to run the probe, with the host's libraries: it may be linked to them. A virtual machine has only those
+    /// that its programs need.
     pub(crate) fn probe(&self, id: &str, program: &str) -> ContainerSpec {
         let mut spec = self.spec(id, &[program, "probe"]);
         let bind = |source: &str, target: &str| skep_runtime::Mount::Bind {
