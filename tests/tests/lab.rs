@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use skep_deploy::lab::layout::{OUTSIDE, SWITCH};
@@ -290,6 +290,47 @@ fn a_lab_that_crashed_is_found_and_taken_down() -> Result<()> {
     assert_eq!(again.status()?.iter().filter(|n| n.state == "up").count(), 2);
     Lab::down(&name)?;
     Lab::down(&name)?;
+    assert_eq!(leftovers(&name), Vec::<String>::new());
+    Ok(())
+}
+
+/// Begins `skep lab VERB --name NAME ARGS`, bounded.
+fn begin(name: &str, verb: &str, args: &[&str]) -> Result<Child> {
+    let mut command = Command::new("timeout");
+    command.arg("120").arg(program("skep")?).args(["lab", verb, "--name", name]).args(args);
+    Ok(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
+}
+
+#[test]
+fn commands_on_one_lab_at_the_same_moment_take_turns() -> Result<()> {
+    let _turn = Turn::wait();
+    let name = lab_name("twice");
+    let _ends = Ends(name.clone());
+    let size = ["--nodes", "2", "--managers", "1"];
+    let ups = [begin(&name, "up", &size)?, begin(&name, "up", &size)?, begin(&name, "up", &size)?];
+    let mut said = String::new();
+    for up in ups {
+        let output = up.wait_with_output()?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{words}");
+        said.push_str(&words);
+    }
+    // One made it, the others found it whole.
+    assert_eq!(said.matches("is up already").count(), 2, "{said}");
+    assert_eq!(lacks(&Lab::open(&name)?), Vec::<String>::new());
+    let run = format!("/run/skep-lab/{name}/");
+    let of_lab = machine::find(|args| matches!(args, [_, machine::INIT, _, file, "first"] if file.starts_with(&run)));
+    assert_eq!(of_lab.len(), machines(&Lab::open(&name)?)?.len(), "{of_lab:?}");
+
+    // Whichever comes first, the lab is whole or gone.
+    for child in [begin(&name, "down", &[])?, begin(&name, "up", &size)?] {
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    if let Ok(lab) = Lab::open(&name) {
+        assert_eq!(lacks(&lab), Vec::<String>::new());
+        Lab::down(&name)?;
+    }
     assert_eq!(leftovers(&name), Vec::<String>::new());
     Ok(())
 }

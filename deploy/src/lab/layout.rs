@@ -85,6 +85,11 @@ impl Layout {
         self.run.join("lab.json")
     }
 
+    /// What is locked while the lab is made or taken down; beside its directories, which go meanwhile.
+    pub fn lock_file(&self) -> PathBuf {
+        self.run.with_file_name(format!(".{}.lock", self.name))
+    }
+
     /// The Engine API of a node.
     pub fn socket(&self, node: &str) -> PathBuf {
         self.run.join(node).join("skep.sock")

@@ -10,6 +10,7 @@ pub mod probe;
 mod repair;
 mod switch;
 mod teardown;
+mod turn;
 
 pub use repair::Lack;
 pub use teardown::leftovers;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use layout::{Layout, OUTSIDE, SWITCH};
 use machine::Init;
+use turn::Turn;
 
 /// How long a daemon may take to answer after its start.
 const DAEMON_DEADLINE: Duration = Duration::from_secs(20);
@@ -100,9 +102,10 @@ impl Lab {
         layout::check_size(plan.nodes, plan.managers)?;
         let layout = Layout::new(&plan.name)?;
         let exe = exe.canonicalize().with_context(|| format!("{} is not there", exe.display()))?;
+        let _turn = Turn::wait(&layout, say)?;
         match Self::open(&plan.name) {
             Ok(lab) => return lab.finish(plan, exe, say),
-            Err(_) if leftovers(&plan.name).is_empty() => {}
+            Err(_) if teardown::remains(&layout).is_empty() => {}
             Err(error) => {
                 let why = if layout.file().exists() { format!("{error:#}") } else { "its record is gone".to_owned() };
                 say(&format!("remains of an earlier lab {} can't be used and are taken down: {why}", plan.name));
@@ -165,16 +168,9 @@ impl Lab {
 
     /// Takes the lab with this name down and leaves nothing: no process, namespace, link, mount, cgroup or file.
     pub fn down(name: &str) -> Result<()> {
-        teardown::remove(&Layout::new(name)?)
-    }
-
-    /// Names of all labs on this machine.
-    pub fn names() -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir("/run/skep-lab")
-            .map(|entries| entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
-            .unwrap_or_default();
-        names.sort();
-        names
+        let layout = Layout::new(name)?;
+        let _turn = Turn::wait(&layout, &mut |_| {})?;
+        teardown::remove(&layout)
     }
 
     /// The first process of a machine that runs.
@@ -329,6 +325,7 @@ impl Lab {
     /// Turns a machine on that is off; one that is on loses its daemon to SIGKILL and gets a new one, as after a crash.
     pub fn restart(&self, machine: &str) -> Result<()> {
         self.known(machine)?;
+        let _turn = Turn::wait(&self.layout, &mut |_| {})?;
         self.init(SWITCH).with_context(|| format!("first: skep lab up --name {}", self.layout.name()))?;
         if self.init(machine).is_err() {
             self.boot(machine)?;

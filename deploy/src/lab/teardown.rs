@@ -60,10 +60,20 @@ fn machines(layout: &Layout) -> Vec<Init> {
     inits
 }
 
-/// What is left of a lab on this machine: processes, mounts, cgroups, files. Namespaces and links need no look of their
-/// own: they end with the processes that hold them.
+/// What is left of a lab on this machine: processes, mounts, cgroups, files, a command that is at work on it. Namespaces
+/// and links need no look of their own: they end with the processes that hold them.
 pub fn leftovers(name: &str) -> Vec<String> {
     let Ok(layout) = Layout::new(name) else { return Vec::new() };
+    let mut left = remains(&layout);
+    let lock = layout.lock_file();
+    if lock.exists() {
+        left.push(format!("lock {}", lock.display()));
+    }
+    left
+}
+
+/// The same without the lock, for who has the turn.
+pub(super) fn remains(layout: &Layout) -> Vec<String> {
     let mut left = Vec::new();
     let (run, state) = (layout.run_dir().display().to_string(), layout.state_dir().display().to_string());
     let named =
