@@ -23,6 +23,7 @@ use skep_state::State;
 use skep_state::subnet::Subnet;
 
 use crate::defaults::SECOND;
+pub use files::NO_VOLUMES;
 pub use network::{default_ingress, network, network_removal, only_overlay};
 pub use ports::manager_address;
 pub use service::service;

@@ -115,6 +115,10 @@ fn mount_in(model: models::Mount) -> Result<v1::Mount, Error> {
         let message = format!("{target:?} is no absolute path");
         return Err(Error::value("TaskTemplate.ContainerSpec.Mounts.Target", message));
     }
+    if r#type == v1::MountType::Volume && model.volume_options.is_some() {
+        // The manager refuses it anyway; else one would be told of an option first, which a stack's is not even its user's.
+        return Err(Error::value(FIELD, format!("{target}: {}", skep_plan::validate::NO_VOLUMES)));
+    }
     let tmpfs = model.tmpfs_options.unwrap_or_default();
     let mode = u32::try_from(tmpfs.mode.unwrap_or(0)).map_err(|_| {
         Error::value("TaskTemplate.ContainerSpec.Mounts.TmpfsOptions.Mode", "give permission bits, e.g. 1777 octal")

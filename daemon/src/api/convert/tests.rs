@@ -125,8 +125,8 @@ fn what_a_service_can_not_have_is_named() {
         ),
         (
             "/TaskTemplate/ContainerSpec/Mounts",
-            json!([{ "Type": "volume", "Target": "/v", "VolumeOptions": { "NoCopy": true } }]),
-            "TaskTemplate.ContainerSpec.Mounts.0.VolumeOptions.NoCopy",
+            json!([{ "Type": "bind", "Source": "/a", "Target": "/v", "BindOptions": { "NonRecursive": true } }]),
+            "TaskTemplate.ContainerSpec.Mounts.0.BindOptions.NonRecursive",
         ),
         ("/TaskTemplate/ContainerSpec/Isolation", json!("hyperv"), "TaskTemplate.ContainerSpec.Isolation"),
         ("/Mode", json!({ "GlobalJob": {} }), "Mode.GlobalJob"),
@@ -147,6 +147,13 @@ fn nonsense_in_a_service_is_refused_with_the_field() {
         ("/TaskTemplate/ContainerSpec/Image", json!(""), "ContainerSpec.Image"),
         ("/TaskTemplate/ContainerSpec", json!(null), "TaskTemplate.ContainerSpec"),
         ("/TaskTemplate/ContainerSpec/Mounts", json!([{ "Type": "bind", "Target": "b" }]), "Mounts.Target"),
+        // As a stack sends it.
+        (
+            "/TaskTemplate/ContainerSpec/Mounts",
+            json!([{ "Type": "volume", "Source": "s_v", "Target": "/v",
+                     "VolumeOptions": { "Labels": { "com.docker.stack.namespace": "s" } } }]),
+            "volumes are not supported yet",
+        ),
         ("/Mode/Replicated/Replicas", json!(-1), "Mode.Replicated.Replicas"),
         ("/Mode/Replicated/Replicas", json!("many"), "service spec"),
         ("/EndpointSpec/Ports/0/TargetPort", json!(70000), "EndpointSpec.Ports.TargetPort"),

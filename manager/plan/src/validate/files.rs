@@ -8,6 +8,9 @@ use skep_state::State;
 
 use super::{Error, described, invalid};
 
+/// Said of every volume.
+pub const NO_VOLUMES: &str = "volumes are not supported yet; use a bind mount (type=bind) or type=tmpfs";
+
 const MOUNTS: &str = "TaskTemplate.ContainerSpec.Mounts";
 /// Where secrets and configs are, unless their target says another place.
 const SECRETS: &str = "/run/secrets";
@@ -60,8 +63,7 @@ fn check_bytes(state: &State, container: &ContainerSpec) -> Result<(), Error> {
 fn check_mount(mount: &Mount) -> Result<(), Error> {
     let (source, target) = (mount.source.as_str(), mount.target.as_str());
     if mount.r#type() == MountType::Volume {
-        let why = format!("{target}: volumes are not supported yet; use a bind mount (type=bind) or type=tmpfs");
-        return Err(invalid(format!("{MOUNTS}.Type"), why));
+        return Err(invalid(format!("{MOUNTS}.Type"), format!("{target}: {NO_VOLUMES}")));
     }
     if source.contains("{{") || target.contains("{{") {
         let why = format!("{target}: placeholders have no meaning in mounts; write the path itself");
