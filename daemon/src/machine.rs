@@ -51,9 +51,15 @@ impl Machine {
             engine_version: crate::VERSION.to_owned(),
             engine_labels: config.labels.iter().filter_map(label).collect(),
             data_path_address: data_path.to_string(),
+            gateway_subnet: base_form(&config.gateway_subnet),
             ..NodeDescription::default()
         }
     }
+}
+
+/// A subnet with its first address, however it was written.
+fn base_form(subnet: &str) -> String {
+    subnet.parse::<skep_net_plan::Subnet>().map(|subnet| subnet.network().to_string()).unwrap_or_default()
 }
 
 fn total_memory(meminfo: &str) -> i64 {
@@ -89,6 +95,13 @@ fn resolv_conf(text: &str) -> (Vec<std::net::SocketAddr>, Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn subnets_are_told_by_their_first_address() {
+        for (written, told) in [("172.19.0.0/16", "172.19.0.0/16"), ("10.9.7.1/20", "10.9.0.0/20"), ("x", "")] {
+            assert_eq!(base_form(written), told);
+        }
+    }
 
     #[test]
     fn files_of_the_machine_are_read() {

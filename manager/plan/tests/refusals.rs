@@ -266,10 +266,12 @@ fn networks_that_would_not_be_what_was_asked_for() {
 }
 
 #[test]
-fn a_subnet_that_holds_a_nodes_address_is_refused_and_never_chosen() {
+fn a_subnet_that_a_node_has_addresses_in_is_refused_and_never_chosen() {
     let mut w = World::new(1);
     let mut node = w.state.nodes().next().unwrap().as_ref().clone();
-    node.description.as_mut().unwrap().data_path_address = "10.0.1.7".into();
+    let description = node.description.as_mut().unwrap();
+    description.data_path_address = "10.0.1.7".into();
+    description.gateway_subnet = "10.0.2.0/23".into();
     node.status.as_mut().unwrap().address = "172.20.0.7".into();
     node.manager = Some(ManagerInfo { raft_id: 1, address: "172.21.0.7:2377".into(), ..ManagerInfo::default() });
     let hostname = node.description.as_ref().unwrap().hostname.clone();
@@ -280,9 +282,13 @@ fn a_subnet_that_holds_a_nodes_address_is_refused_and_never_chosen() {
         let spec = NetworkSpec { annotations: annotations("lan"), ipam, ..NetworkSpec::default() };
         validate::network(&w.state, spec, "n-id").map(|n| n.subnet).map_err(|e| e.to_string())
     };
-    for (subnet, address) in
-        [("10.0.1.0/24", "10.0.1.7"), ("172.20.0.0/16", "172.20.0.7"), ("172.21.0.0/28", "172.21.0.7")]
-    {
+    for (subnet, address) in [
+        ("10.0.1.0/24", "10.0.1.7"),
+        ("172.20.0.0/16", "172.20.0.7"),
+        ("172.21.0.0/28", "172.21.0.7"),
+        // Where its containers' way to the outside begins.
+        ("10.0.3.0/24", "10.0.2.0/23"),
+    ] {
         let error = network(subnet).expect_err(subnet);
         assert!(error.contains(address) && error.contains(&hostname), "{error}");
     }
@@ -292,8 +298,8 @@ fn a_subnet_that_holds_a_nodes_address_is_refused_and_never_chosen() {
         assert!(error.starts_with("IPAM.Config.Subnet: ") && error.contains("addresses: give another one"), "{error}");
     }
     assert_eq!(network("172.22.0.0/16"), Ok("172.22.0.0/16".to_owned()));
-    // 10.0.0.0/24 is the mesh's, in the next one lives a node.
-    assert_eq!(network(""), Ok("10.0.2.0/24".to_owned()));
+    // 10.0.0.0/24 is the mesh's, in the next one lives a node, and two are its containers'.
+    assert_eq!(network(""), Ok("10.0.4.0/24".to_owned()));
 }
 
 #[test]

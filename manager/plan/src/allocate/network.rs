@@ -32,6 +32,11 @@ pub(crate) enum Error {
          choose a subnet that no machine around has addresses in"
     )]
     NodeInside { wanted: Subnet, address: String, node: String },
+    #[error(
+        "subnet {wanted} overlaps with {other}, through which the containers of node {node} reach the outside: choose \
+         another one, or give that node another gateway-subnet"
+    )]
+    Gateway { wanted: Subnet, other: Subnet, node: String },
     #[error("no subnet is left in the default address pools: name one, or remove networks")]
     NoSubnet,
     #[error("all {} VXLAN network identifiers are in use", LAST_VNI - FIRST_VNI + 1)]
@@ -43,20 +48,14 @@ pub(crate) fn plan(state: &State, config: &IpamConfig) -> Result<Plan, Error> {
     let used: Vec<(Subnet, &str)> =
         state.networks().filter_map(|n| Some((n.subnet.parse().ok()?, n.id.as_str()))).collect();
     let subnet = match config.subnet.parse::<Subnet>() {
-        Ok(wanted) => match used.iter().find(|(other, _)| other.overlaps(wanted)) {
-            Some((other, network)) => {
-                return Err(Error::Overlap { wanted, other: *other, network: (*network).to_owned() });
-            }
-            None => match node_addresses(state).find(|(address, _)| wanted.contains(*address)) {
-                Some((address, node)) => {
-                    return Err(Error::NodeInside { wanted, address: format_address(address), node: name(&node) });
-                }
-                None => wanted,
-            },
-        },
+        Ok(wanted) => {
+            is_free(state, wanted, &used)?;
+            wanted
+        }
         Err(_) => {
-            let hosts = node_addresses(state).filter_map(|(address, _)| Some((Subnet::of(address, 32)?, "")));
-            let taken: Vec<(Subnet, &str)> = used.iter().copied().chain(hosts).collect();
+            let hosts = node_addresses(state).filter_map(|(address, _)| Subnet::of(address, 32));
+            let gateways = gateways(state).map(|(subnet, _)| subnet);
+            let taken: Vec<Subnet> = used.iter().map(|(subnet, _)| *subnet).chain(hosts).chain(gateways).collect();
             cut(state, &taken).ok_or(Error::NoSubnet)?
         }
     };
@@ -68,6 +67,26 @@ pub(crate) fn plan(state: &State, config: &IpamConfig) -> Result<Plan, Error> {
     vnis.sort_unstable();
     let vni = (FIRST_VNI..=LAST_VNI).find(|vni| vnis.binary_search(vni).is_err()).ok_or(Error::NoVni)?;
     Ok(Plan { vni, subnet, gateway })
+}
+
+/// Whether neither a network nor a node has addresses in the subnet that is wanted.
+fn is_free(state: &State, wanted: Subnet, used: &[(Subnet, &str)]) -> Result<(), Error> {
+    if let Some((other, network)) = used.iter().find(|(other, _)| other.overlaps(wanted)) {
+        return Err(Error::Overlap { wanted, other: *other, network: (*network).to_owned() });
+    }
+    if let Some((address, node)) = node_addresses(state).find(|(address, _)| wanted.contains(*address)) {
+        return Err(Error::NodeInside { wanted, address: format_address(address), node: name(&node) });
+    }
+    match gateways(state).find(|(other, _)| other.overlaps(wanted)) {
+        Some((other, node)) => Err(Error::Gateway { wanted, other, node: name(&node) }),
+        None => Ok(()),
+    }
+}
+
+/// The subnets of the nodes' gateway bridges.
+fn gateways(state: &State) -> impl Iterator<Item = (Subnet, Arc<Node>)> + '_ {
+    let gateway = |node: &Node| node.description.as_ref()?.gateway_subnet.parse().ok();
+    state.nodes().filter_map(move |node| Some((gateway(node)?, Arc::clone(node))))
 }
 
 /// The addresses by which nodes reach each other. What else their machines route to, nobody here knows.
@@ -88,7 +107,7 @@ fn name(node: &Node) -> String {
 }
 
 /// The first subnet of the pools that overlaps with none in use.
-fn cut(state: &State, used: &[(Subnet, &str)]) -> Option<Subnet> {
+fn cut(state: &State, used: &[Subnet]) -> Option<Subnet> {
     let cluster = state.cluster();
     let pools: Vec<Subnet> = cluster
         .iter()
@@ -104,8 +123,8 @@ fn cut(state: &State, used: &[(Subnet, &str)]) -> Option<Subnet> {
         loop {
             let candidate = Subnet::of(base, size.max(pool.prefix()))?;
             // Go on behind whatever is in the way, however large it is.
-            let behind = match used.iter().find(|(other, _)| other.overlaps(candidate)) {
-                Some((other, _)) => other.last().max(candidate.last()),
+            let behind = match used.iter().find(|other| other.overlaps(candidate)) {
+                Some(other) => other.last().max(candidate.last()),
                 None => return Some(candidate),
             };
             match behind.checked_add(1) {
