@@ -71,6 +71,8 @@ async fn serve(config: Config, options: Options, level: logging::Level) -> Resul
         });
     }
     servers.spawn(api::follow_cluster(api));
+    let removals = Arc::clone(&node).heed_removals();
+    servers.spawn(stop.clone().run_until_cancelled_owned(removals));
     let begun = tokio::select! {
         () = node.resume() => true,
         _ = term.recv() => false,

@@ -16,6 +16,7 @@ use skep_proto::v1::{Action, Role};
 use skep_runtime::Runtime;
 use skep_worker::Worker;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -47,6 +48,9 @@ const STOPPED: &str = "this node is about to stop or leave";
 /// How often a manager looks whether it is in the group.
 const LEADER_KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
+/// How often a node that a manager does not know asks whether it was removed.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
 /// What a member is made of.
 pub(crate) struct Parts {
     pub(crate) config: Arc<Config>,
@@ -54,6 +58,21 @@ pub(crate) struct Parts {
     pub(crate) images: Arc<skep_image::Store>,
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) observer: Arc<dyn skep_worker::Observer>,
+    /// Hears that the swarm has removed this node.
+    pub(crate) removed: watch::Sender<Option<Removal>>,
+}
+
+/// The swarm has removed a node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this node was removed from the swarm and runs no tasks any more ({why}); use \"docker swarm leave --force\" and join it \
+     again"
+)]
+pub(crate) struct Removal {
+    /// Which one: this node may have joined again since.
+    pub(crate) node_id: String,
+    /// A manager's words.
+    pub(crate) why: String,
 }
 
 /// How the manager of a member begins.
@@ -77,6 +96,7 @@ pub(crate) struct Member {
     config: Arc<Config>,
     worker: Worker,
     manager: RwLock<Option<Running>>,
+    removed: watch::Sender<Option<Removal>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -150,6 +170,7 @@ impl Member {
             config: parts.config,
             worker,
             manager: RwLock::new(running),
+            removed: parts.removed,
             stop,
             tasks: TaskTracker::new(),
         });
@@ -161,8 +182,9 @@ impl Member {
     fn spawn_keepers(self: &Arc<Self>) {
         // A change of role is not cut off anywhere: what it has started would go on without an owner.
         self.tasks.spawn(Arc::clone(self).keep_role());
-        let keepers: [futures::future::BoxFuture<'static, ()>; 3] = [
+        let keepers: [futures::future::BoxFuture<'static, ()>; 4] = [
             Box::pin(Arc::clone(self).keep_admitted()),
+            Box::pin(Arc::clone(self).ask_when_unknown()),
             Box::pin(Arc::clone(self).keep_certificate()),
             Box::pin(Arc::clone(self).keep_managers()),
         ];
@@ -177,7 +199,20 @@ impl Member {
     async fn keep_certificate(self: Arc<Self>) {
         let managers = self.worker.managers();
         let alone = || self.manager().and_then(|manager| sole_authority(&manager));
-        identity::renew(self.identity.clone(), move || managers.borrow().clone(), alone, self.stop.clone()).await;
+        let managers = move || managers.borrow().clone();
+        if let Some(why) = identity::renew(self.identity.clone(), managers, alone, self.stop.clone()).await {
+            self.removed.send_replace(Some(Removal { node_id: self.node_id(), why }));
+        }
+    }
+
+    /// A manager that does not know this node may be behind. Asked for a certificate, the cluster's quorum says whether
+    /// the node was removed.
+    async fn ask_when_unknown(self: Arc<Self>) {
+        let mut known = self.worker.known();
+        while known.wait_for(|known| !known).await.is_ok() {
+            self.identity.renew_now();
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
     /// A daemon that died between its start as a manager and its admission finds itself in no group, and asks again.
@@ -356,11 +391,7 @@ impl Member {
 
     /// Leaves the swarm: ends this node's tasks, leaves the group of managers, stops, and forgets.
     pub(crate) async fn leave(&self) -> Result<()> {
-        self.stop.cancel();
-        self.worker.remove_everything(LEAVE_WITHIN).await;
-        // A change of role that was under way may have made this node a manager.
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.end_tasks().await;
         let manager = self.manager();
         if let Some(manager) = manager
             && !manager.other_managers().is_empty()
@@ -377,6 +408,22 @@ impl Member {
             let _ = std::fs::remove_file(file);
         }
         membership::forget(data).context("the swarm can't be forgotten")
+    }
+
+    /// The swarm has removed this node: ends its tasks, whose addresses are others' now, takes its wires away and stops.
+    /// What the node knows of the swarm stays on disk: after a restart it is told once more, and says so, until it leaves.
+    pub(crate) async fn end(&self) {
+        self.end_tasks().await;
+        self.shutdown().await;
+        self.worker.remove_wires().await;
+    }
+
+    async fn end_tasks(&self) {
+        self.stop.cancel();
+        self.worker.remove_everything(LEAVE_WITHIN).await;
+        // A change of role that was under way may have made this node a manager.
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }
 

@@ -17,7 +17,7 @@ use skep_manager::peer::Peer;
 use skep_proto::time::unix_ns;
 use skep_proto::v1::{ClusterSpec, LogOptions, Role, TaskAssignment, TaskStatus};
 use skep_runtime::Runtime;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::addresses::{self, Addresses};
@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::founding;
 use crate::identity::{self, Clock, Holder, Identity, JoinError};
 use crate::machine::{self, Machine};
-use crate::member::{self, Beginning, Member, Parts, Withdrawn};
+use crate::member::{self, Beginning, Member, Parts, Removal, Withdrawn};
 use crate::membership::{self, Membership};
 
 /// One node.
@@ -41,6 +41,8 @@ pub(crate) struct Node {
     member: RwLock<Option<Arc<Member>>>,
     /// Why the node can't take part in its swarm.
     broken: RwLock<Option<String>>,
+    /// The swarm's word that it has removed this node, from its member.
+    removed: watch::Sender<Option<Removal>>,
     /// Founding, joining and leaving exclude each other.
     changing: Mutex<()>,
     /// Founding, joining and leaving that are under way: they go on when the client that asked has gone.
@@ -72,6 +74,7 @@ impl Node {
             started_ns: unix_ns(SystemTime::now()),
             member: RwLock::new(None),
             broken: RwLock::new(None),
+            removed: watch::Sender::new(None),
             changing: Mutex::new(()),
             changes: TaskTracker::new(),
         }))
@@ -82,7 +85,10 @@ impl Node {
     pub(crate) async fn resume(&self) {
         let _one = self.changing.lock().await;
         if let Err(error) = self.try_resume().await {
-            let why = identity::causes(error.as_ref());
+            let why = format!(
+                "{}; mend that and restart the daemon, or use \"docker swarm leave --force\" and join again",
+                identity::causes(error.as_ref())
+            );
             tracing::error!(error = why, "this node can't take part in its swarm");
             *self.broken.write().unwrap_or_else(PoisonError::into_inner) = Some(why);
         }
@@ -117,6 +123,7 @@ impl Node {
             images: Arc::clone(&self.images),
             runtime: Arc::clone(&self.runtime),
             observer: Arc::clone(&self.observer),
+            removed: self.removed.clone(),
         };
         let member = Member::start(parts, identity, membership, listener, beginning).await?;
         *self.member.write().unwrap_or_else(PoisonError::into_inner) = Some(member);
@@ -285,6 +292,28 @@ impl Node {
             *self.broken.write().unwrap_or_else(PoisonError::into_inner) = Some(why);
         }
         left.map_err(internal)
+    }
+
+    /// Stops taking part when the swarm has removed this node, for as long as the daemon runs.
+    pub(crate) async fn heed_removals(self: Arc<Self>) {
+        let mut removed = self.removed.subscribe();
+        while removed.changed().await.is_ok() {
+            let removal = removed.borrow_and_update().clone();
+            if let Some(removal) = removal {
+                self.end_membership(removal).await;
+            }
+        }
+    }
+
+    async fn end_membership(&self, removal: Removal) {
+        let _one = self.changing.lock().await;
+        let Some(member) = self.member().filter(|member| member.node_id() == removal.node_id) else { return };
+        let why = removal.to_string();
+        tracing::error!(node.id = removal.node_id, error = why, "this node's tasks end");
+        *self.broken.write().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        // `info` is to say so at once, not when the last task has ended.
+        *self.member.write().unwrap_or_else(PoisonError::into_inner) = None;
+        member.end().await;
     }
 
     fn forget_broken(&self) -> Result<(), Failure> {

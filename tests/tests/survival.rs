@@ -307,12 +307,12 @@ fn a_manager_that_was_removed_while_it_was_away_is_told_so_and_can_not_force_a_c
     eventually("it hears that it was removed", || {
         let refused = cluster.skep("n3", &["node", "ls"]).expect_err("nobody leads it");
         let told = format!("{refused:#}");
-        let right = told.contains("is no manager of the swarm any more") && told.contains("skep swarm leave --force");
+        let right = told.contains("this node was removed from the swarm") && told.contains("skep swarm leave --force");
         ensure!(right && !told.contains("force-new-cluster"), "{told}");
         Ok(())
     })?;
     let refused = cluster.skep("n3", &["swarm", "init", "--force-new-cluster"]).expect_err("the swarm is well");
-    assert!(format!("{refused:#}").contains("is no manager of the swarm any more"), "{refused:#}");
+    assert!(format!("{refused:#}").contains("this node was removed from the swarm"), "{refused:#}");
     cluster.only("n1", 2)?;
     // What it is told to do works.
     cluster.skep("n3", &["swarm", "leave", "--force"])?;
@@ -321,6 +321,62 @@ fn a_manager_that_was_removed_while_it_was_away_is_told_so_and_can_not_force_a_c
     cluster.skep("n3", &["swarm", "join", "--token", token.trim(), &manager])?;
     cluster.only("n1", 3)?;
     cluster.down()
+}
+
+/// Its addresses are given to others: what it runs has to end, and people have to be told why.
+#[test]
+fn a_worker_that_is_removed_while_it_runs_ends_its_tasks_and_says_so_until_it_leaves() -> Result<()> {
+    let cluster = Cluster::up("expelled", 3, 1)?;
+    cluster.web(6)?;
+    let on_n3 = || containers(cluster.name(), "n3");
+    ensure!(!on_n3()?.is_empty(), "no task of six is on n3");
+    cluster.skep("n1", &["node", "rm", "--force", "n3"])?;
+    let told = |by: &str| {
+        eventually(by, || {
+            let format = "{{.Swarm.LocalNodeState}} {{.Swarm.Error}}";
+            let said = cluster.skep("n3", &["info", "--format", format])?;
+            ensure!(said.starts_with("error ") && said.contains("removed from the swarm"), "{said}");
+            Ok(())
+        })
+    };
+    told("n3 to say that it was removed")?;
+    eventually("its containers to end", || {
+        let left = on_n3()?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })?;
+    eventually("its wires to go", || {
+        let listed = cluster.lab.exec("n3", "ip")?.args(["-brief", "link"]).output()?;
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let mut links: Vec<&str> = listed.lines().filter_map(|line| line.split(['@', ' ']).next()).collect();
+        links.sort_unstable();
+        ensure!(links == ["eth0", "lo"], "{listed}");
+        Ok(())
+    })?;
+    cluster.running("n1", "web", 6)?;
+    // Whoever restarts the daemon is told as well.
+    cluster.lab.restart("n3")?;
+    told("a new daemon to say so too")?;
+    cluster.skep("n3", &["swarm", "leave"])?;
+    let token = cluster.skep("n1", &["swarm", "join-token", "--quiet", "worker"])?;
+    let manager = format!("{}:2377", cluster.lab.address("n1")?);
+    cluster.skep("n3", &["swarm", "join", "--token", token.trim(), &manager])?;
+    cluster.skep("n1", &["service", "scale", "--detach", "web=12"])?;
+    let tasks = cluster.running("n1", "web", 12)?;
+    ensure!(tasks.values().any(|node| node == "n3"), "{tasks:?}");
+    cluster.reachable(12)?;
+    cluster.down()
+}
+
+/// Process ids in the containers of a node.
+fn containers(lab: &str, node: &str) -> Result<Vec<String>> {
+    let (of_node, of_supervisors) = (format!("/skep-lab-{lab}/{node}/"), format!("/{node}/shims"));
+    let in_container = |cgroup: &str| cgroup.contains(&of_node) && !cgroup.ends_with(&of_supervisors);
+    let processes = std::fs::read_dir("/proc")?.flatten().map(|process| process.path());
+    let inside = processes.filter(|process| {
+        std::fs::read_to_string(process.join("cgroup")).is_ok_and(|cgroups| cgroups.lines().any(in_container))
+    });
+    Ok(inside.map(|process| process.display().to_string()).collect())
 }
 
 #[test]

@@ -100,6 +100,7 @@ struct Inner {
     assigned: watch::Sender<Arc<Assignments>>,
     managers: watch::Sender<Vec<String>>,
     connected: watch::Sender<Option<String>>,
+    known: watch::Sender<bool>,
     applied: watch::Receiver<u64>,
     statuses: Arc<Statuses>,
     supervisors: Supervisors<NodeHands>,
@@ -159,6 +160,7 @@ impl Worker {
             assigned: assigned.clone(),
             managers: watch::Sender::new(config.managers),
             connected,
+            known: watch::Sender::new(true),
             applied,
             supervisors,
             statuses,
@@ -261,6 +263,12 @@ impl Worker {
         self.0.connected.subscribe()
     }
 
+    /// Whether the managers know this node, as far as the last one that was asked said. One may be behind: `false` is a
+    /// reason to ask the cluster, not yet an answer.
+    pub fn known(&self) -> watch::Receiver<bool> {
+        self.0.known.subscribe()
+    }
+
     /// Managers that this node knows, `host:port`.
     pub fn managers(&self) -> watch::Receiver<Vec<String>> {
         self.0.managers.subscribe()
@@ -357,6 +365,10 @@ impl session::Owner for Inner {
 
     fn logs(&self) -> Arc<dyn logs::Source> {
         Arc::new(RuntimeLogs(Arc::clone(&self.runtime)))
+    }
+
+    fn known(&self, known: bool) {
+        self.known.send_if_modified(|held| std::mem::replace(held, known) != known);
     }
 }
 

@@ -13,7 +13,7 @@ use skep_proto::v1::{NodeDescription, ReportRequest, SessionMessage, SessionRequ
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::assignments::Pieces;
 use crate::{Connector, logs};
@@ -51,6 +51,8 @@ pub(crate) trait Owner: Send + Sync {
     fn statuses(&self) -> &crate::statuses::Statuses;
     /// Where logs come from.
     fn logs(&self) -> Arc<dyn logs::Source>;
+    /// Whether the last manager that was asked takes this node for one of the cluster's.
+    fn known(&self, known: bool);
 }
 
 /// Keeps a session open until told to stop. `node_id`: this node's, which says where in the list of managers it begins.
@@ -77,6 +79,7 @@ pub(crate) async fn run<O: Owner>(
             match outcome {
                 Ok(open) => pause = pause_after(pause, open),
                 Err(status) => {
+                    judged(owner, &status);
                     tracing::debug!(manager.address = address, error = status.message(), code = ?status.code(), "no session");
                 }
             }
@@ -124,14 +127,23 @@ async fn one<O: Owner>(
     tracing::info!(manager.address = address, session.id = registered.session_id, "session open");
     let begun = Instant::now();
     connected.send_replace(Some(address.to_owned()));
+    owner.known(true);
     owner.statuses().retell();
     let heartbeat = skep_proto::time::duration(registered.heartbeat_ns).max(Duration::from_millis(100));
     let ended = tokio::select! {
         ended = listen(owner, messages, &client) => ended,
         ended = tell(owner, client.clone(), &registered.session_id, heartbeat) => ended,
     };
+    judged(owner, &ended);
     tracing::info!(manager.address = address, why = ended.message(), "session ended");
     Ok(begun.elapsed())
+}
+
+/// A manager refuses a node for one reason only: its state has no such node.
+fn judged<O: Owner>(owner: &O, status: &Status) {
+    if status.code() == Code::PermissionDenied {
+        owner.known(false);
+    }
 }
 
 /// Takes in what the manager says, until the stream ends.

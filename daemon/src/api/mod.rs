@@ -143,8 +143,7 @@ fn no_manager(swarm: &SwarmFacts) -> ApiError {
             "This node is a member of a swarm and not yet in touch with it. Wait a moment and try again."
         }
         SwarmState::Error => {
-            "This node can't take part in its swarm any more; \"docker info\" says why. Use \"docker swarm leave \
-             --force\" and join again."
+            return ApiError::unavailable(format!("This node can't take part in its swarm any more: {}", swarm.error));
         }
         SwarmState::Inactive => {
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node \

@@ -7,7 +7,7 @@
 use std::time::{Duration, SystemTime};
 
 use rand::Rng as _;
-use skep_manager::ca::{RootCa, certificate};
+use skep_manager::ca::{Reason, RootCa, certificate};
 use skep_proto::v1::IssueCertificateRequest;
 use skep_proto::v1::certificate_authority_client::CertificateAuthorityClient;
 use tokio::time::timeout;
@@ -33,6 +33,8 @@ enum Failure {
     NobodyToAsk,
     #[error("manager {address} did not renew the certificate: {why}")]
     Refused { address: String, why: String },
+    #[error("manager {address}: {why}")]
+    Removed { address: String, why: String },
     #[error(transparent)]
     Identity(#[from] Error),
 }
@@ -41,21 +43,22 @@ enum Failure {
 pub type Authority = (RootCa, Duration);
 
 /// Renews the certificate for as long as the node is a member. `managers` tells the addresses to try, in that order;
-/// `alone` the root to sign with when this node is the cluster's only manager. Ends when `stop` is cancelled.
+/// `alone` the root to sign with when this node is the cluster's only manager. Ends when `stop` is cancelled, or with the
+/// words of a manager that has asked its quorum: this node was removed.
 pub async fn renew(
     holder: Holder,
     managers: impl Fn() -> Vec<String> + Send + Sync,
     alone: impl Fn() -> Option<Authority> + Send + Sync,
     stop: CancellationToken,
-) {
-    let _ = stop.run_until_cancelled(run(&holder, managers, alone)).await;
+) -> Option<String> {
+    stop.run_until_cancelled(run(&holder, managers, alone)).await
 }
 
 async fn run(
     holder: &Holder,
     managers: impl Fn() -> Vec<String> + Send + Sync,
     alone: impl Fn() -> Option<Authority> + Send + Sync,
-) {
+) -> String {
     let mut fraction = rand::rng().random_range(0.5..0.8);
     let mut failures = 0_u32;
     let mut urgent = false;
@@ -92,6 +95,7 @@ async fn run(
                 rest = after_renewal(identity.not_after, holder.clock().now());
                 fraction = rand::rng().random_range(0.5..0.8);
             }
+            Err(error @ Failure::Removed { .. }) => return error.to_string(),
             Err(error) => {
                 failures = failures.saturating_add(1);
                 report(holder, &error, holder.clock().now());
@@ -128,6 +132,8 @@ async fn once(holder: &Holder, managers: &[String]) -> Result<std::sync::Arc<Ide
     for address in managers {
         match ask(holder, address).await {
             Ok(identity) => return take(holder, identity).await,
+            // The others would say the same.
+            Err(error @ Failure::Removed { .. }) => return Err(error),
             Err(error) => last = error,
         }
     }
@@ -162,7 +168,12 @@ async fn ask(holder: &Holder, address: &str) -> Result<Identity, Failure> {
     let answer = timeout(ISSUE_DEADLINE, client.issue_certificate(request))
         .await
         .map_err(|_| refused(format!("no answer within {ISSUE_DEADLINE:?}")))?
-        .map_err(|status| refused(dial::explain(&status).unwrap_or_else(|| status.message().to_owned())))?
+        .map_err(|status| match (Reason::of(&status), dial::explain(&status)) {
+            (Some(Reason::NodeRemoved), _) => {
+                Failure::Removed { address: address.to_owned(), why: status.message().to_owned() }
+            }
+            (_, explained) => refused(explained.unwrap_or_else(|| status.message().to_owned())),
+        })?
         .into_inner();
     let identity = Identity::new(&answer.root_pem, &answer.chain_pem, &key_pem, holder.clock())?;
     identity.check(holder.clock().now())?;

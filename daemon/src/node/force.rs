@@ -57,7 +57,7 @@ impl Node {
         entered.map(|()| node_id).map_err(internal)
     }
 
-    /// What this node remembers of its swarm and who it is, if it is a manager of one.
+    /// What this node remembers of its swarm and who it is, if it is a manager of one, as far as anybody told it.
     fn forcible(&self, member: Option<&Member>) -> Result<(Membership, Holder), Failure> {
         let data_dir = &self.config.data_dir;
         let old = membership::load(data_dir).map_err(internal)?.ok_or_else(|| {
@@ -74,6 +74,11 @@ impl Node {
                 self.holder(loaded.ok_or_else(|| internal(anyhow::anyhow!("this node's certificate is gone")))?)
             }
         };
+        if let Some(removal) =
+            self.removed.borrow().as_ref().filter(|r| r.node_id == identity.current().subject.node_id)
+        {
+            return Err(Failure::Unavailable(removal.to_string()));
+        }
         // A manager of long standing, not one that was never taken into the group.
         let is_manager = match member {
             Some(member) => member.manager().is_some_and(|m| !m.raft().members().is_empty()),

@@ -152,10 +152,8 @@ impl CaService {
         now: SystemTime,
     ) -> Result<IssueCertificateResponse, Status> {
         let cluster = self.membership.cluster().await?;
-        let removed = || {
-            Reason::NodeRemoved
-                .status(format!("node {} is not part of the cluster any more; join it again", peer.node_id))
-        };
+        let removed =
+            || Reason::NodeRemoved.status(format!("node {} is not part of the cluster any more", peer.node_id));
         if peer.cluster_id != cluster.id {
             return Err(removed());
         }

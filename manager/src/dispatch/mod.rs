@@ -45,8 +45,9 @@ const MAX_DESCRIPTION: usize = 64 * 1024;
 /// Bytes of one task's status; its error text is the largest part.
 const MAX_STATUS: usize = 8 * 1024;
 
-/// A node that has just been given its certificate by the leader may be news to this manager.
-const NODE_APPEARS_WITHIN: Duration = Duration::from_secs(3);
+/// A node that has just been given its certificate by the leader may be news to this manager. Shorter than workers wait
+/// for a session, so that they hear the answer.
+const NODE_APPEARS_WITHIN: Duration = Duration::from_secs(2);
 
 /// One open session.
 #[derive(Debug)]
@@ -236,7 +237,7 @@ async fn wait_for_node(store: &Store, node_id: &str) -> Result<(), Status> {
     match tokio::time::timeout(NODE_APPEARS_WITHIN, known).await {
         Ok(true) => Ok(()),
         _ => Err(Status::permission_denied(format!(
-            "node {node_id} is not part of this cluster (any more): leave it with --force and join again"
+            "this manager knows no node {node_id} (any more): if it was removed, leave the swarm and join again"
         ))),
     }
 }

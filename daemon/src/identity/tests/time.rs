@@ -81,6 +81,28 @@ async fn a_clock_that_is_ahead_makes_no_storm_of_renewals() {
     renewing.await.unwrap();
 }
 
+/// Whoever is told so ends its tasks: a manager that can't ask its quorum must not be believed.
+#[tokio::test]
+async fn only_a_quorum_says_that_a_node_was_removed() {
+    let manager = Manager::start(State::found(DAY)).await;
+    let clock = Clock::default();
+    let joined = manager.join(&manager.state.tokens().worker, &clock).await.unwrap();
+    let node_id = joined.subject.node_id.clone();
+    let node = manager.node(joined, clock);
+    manager.state.nodes.lock().unwrap().clear();
+    *manager.state.reads.lock().unwrap() = false;
+    let (address, stop) = (manager.address.clone(), CancellationToken::new());
+    let managers = move || vec![address.clone(), "127.0.0.1:1".to_owned()];
+    let mut renewing = tokio::spawn(renew(node.clone(), managers, || None, stop.clone()));
+    let asked = manager.state.asked.load(Ordering::SeqCst);
+    node.renew_now();
+    soon("it asks more than once", || manager.state.asked.load(Ordering::SeqCst) > asked + 1).await;
+    assert!(tokio::time::timeout(Duration::ZERO, &mut renewing).await.is_err(), "it took that for an answer");
+    *manager.state.reads.lock().unwrap() = true;
+    let told = tokio::time::timeout(DEADLINE, renewing).await.unwrap().unwrap().expect("nobody told it to stop");
+    assert!(told.contains(&manager.address) && told.contains(&node_id), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn renewal_serves_new_handshakes_and_leaves_connections_alone() {
     let manager = Manager::start(State::found(Duration::from_secs(4))).await;
