@@ -5,6 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 /// Port of everything that managers serve.
 pub(crate) const PORT: u16 = 2377;
 
+/// Interfaces that an error lists at most.
+const SHOWN: usize = 10;
+
 /// One address of one interface of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
@@ -35,6 +38,16 @@ pub(crate) enum Error {
         flag: &'static str,
         /// What was given.
         text: String,
+    },
+    /// There is no such interface, or it has no address.
+    #[error("{flag} {text:?}: this machine has no interface of that name with an IPv4 address; it has {interfaces}")]
+    NoInterface {
+        /// The setting.
+        flag: &'static str,
+        /// What was given.
+        text: String,
+        /// Those that it has.
+        interfaces: String,
     },
     /// The interface has several addresses.
     #[error("{flag} {text:?}: that interface has several addresses ({addresses}); give one of them")]
@@ -144,6 +157,11 @@ fn resolve(flag: &'static str, text: &str, port: u16, machine: &[Interface]) -> 
     };
     let on: Vec<IpAddr> = machine.iter().filter(|i| i.name == name && i.address.is_ipv4()).map(|i| i.address).collect();
     match on.as_slice() {
+        [] if is_readable(text) => {
+            let named = machine.iter().filter(|i| i.address.is_ipv4()).map(|i| format!("{} ({})", i.name, i.address));
+            let interfaces = named.take(SHOWN).collect::<Vec<_>>().join(", ");
+            Err(Error::NoInterface { flag, text: text.to_owned(), interfaces })
+        }
         [] => Err(unreadable()),
         [one] => Ok(SocketAddr::new(*one, port)),
         several => Err(Error::SeveralOn { flag, text: text.to_owned(), addresses: join(several) }),
@@ -259,7 +277,9 @@ mod tests {
         let error = |advertise: &str, machine: &[Interface]| choose("0.0.0.0:2377", advertise, "", machine).err();
         assert!(matches!(error("", &two), Some(Error::Several(_))));
         assert!(matches!(error("eth1", &two), Some(Error::SeveralOn { .. })));
-        assert!(matches!(error("eth9", &two), Some(Error::Unreadable { .. })));
+        let none = error("eth9", &two).map(|e| e.to_string()).unwrap_or_default();
+        assert!(none.contains("no interface") && none.contains("eth0 (10.1.1.1), eth1 (10.2.2.2)"), "{none}");
+        assert!(matches!(error("10.1.1", &two), Some(Error::Unreadable { .. })));
         assert!(matches!(error("0.0.0.0", &two), Some(Error::Unreachable { .. })));
         assert!(matches!(error("", &[]), Some(Error::None)));
     }

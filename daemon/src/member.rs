@@ -48,6 +48,8 @@ const STOPPED: &str = "this node is about to stop or leave";
 /// How often a manager looks whether it is in the group.
 const LEADER_KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long a node that leaves waits for its demotion.
+const DEMOTED_WITHIN: Duration = Duration::from_secs(10);
 /// How often a node that a manager does not know asks whether it was removed.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -375,6 +377,15 @@ impl Member {
     /// The role that this node plays now: the running manager decides, not the certificate.
     fn role(&self) -> Role {
         if self.manager().is_some() { Role::Manager } else { Role::Worker }
+    }
+
+    /// Waits, bounded, while the managers' wish that this node be no manager any more is under way.
+    pub(crate) async fn demoted(&self) {
+        let under_way = || self.worker.wanted_role() == Some(Role::Worker) && self.role() == Role::Manager;
+        let until = tokio::time::Instant::now() + DEMOTED_WITHIN;
+        while under_way() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Stops everything in order; containers, wires and what is on disk stay.

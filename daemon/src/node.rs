@@ -280,6 +280,9 @@ impl Node {
             }
             return Err(Failure::Unavailable("This node is not part of a swarm".to_owned()));
         };
+        if !force {
+            member.demoted().await;
+        }
         if let Some(manager) = member.manager()
             && !force
         {

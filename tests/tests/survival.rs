@@ -293,6 +293,11 @@ fn a_demotion_that_would_cost_the_quorum_is_refused_and_changes_nothing() -> Res
     eventually("a write that needs it", || cluster.skep("n3", &[&empty[..], &["after", "whoami"]].concat()))?;
     let list = cluster.skep("n3", &["service", "ls", "--format", "{{.Name}}"])?;
     assert_eq!(list.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["after", "meanwhile"]));
+    // Who was demoted a moment ago leaves as a worker, without force.
+    cluster.lab.restart("n2")?;
+    standing(["n1=Leader", "n2=Reachable", "n3=Reachable"])?;
+    cluster.skep("n1", &["node", "demote", "n2"])?;
+    cluster.skep("n2", &["swarm", "leave"])?;
     cluster.down()
 }
 

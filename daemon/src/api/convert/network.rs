@@ -19,6 +19,9 @@ const VNI_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
 /// Wrong shape, drivers and fields that we don't have.
 pub fn request_in(given: &Value) -> Result<v1::NetworkSpec, Error> {
     let given = normalised(given);
+    if given.is_object() && given["Name"].as_str().is_none_or(str::is_empty) {
+        return Err(Error::value("Name", "give the network a name"));
+    }
     let model: models::NetworkCreateRequest = read("network", &given)?;
     let driver = model.driver.clone().unwrap_or_default();
     if driver != OVERLAY {

@@ -23,7 +23,7 @@ pub(super) fn from_model(model: models::TaskSpec) -> Result<v1::TaskSpec, Error>
         resources: model.resources.map(resources_in).transpose()?,
         restart: model.restart_policy.map(restart_in).transpose()?,
         placement: model.placement.map(placement_in).transpose()?,
-        networks: model.networks.unwrap_or_default().into_iter().map(attachment_in).collect(),
+        networks: model.networks.unwrap_or_default().into_iter().map(attachment_in).collect::<Result<_, _>>()?,
         log_driver: model.log_driver.map(log_driver_in).transpose()?,
         force_update: model.force_update.unwrap_or(0),
     })
@@ -159,12 +159,13 @@ fn placement_out(placement: &v1::Placement) -> models::TaskSpecPlacement {
     }
 }
 
-fn attachment_in(model: models::NetworkAttachmentConfig) -> v1::NetworkAttachmentConfig {
-    v1::NetworkAttachmentConfig {
-        target: model.target.unwrap_or_default(),
+fn attachment_in(model: models::NetworkAttachmentConfig) -> Result<v1::NetworkAttachmentConfig, Error> {
+    let target = model.target.filter(|target| !target.is_empty());
+    Ok(v1::NetworkAttachmentConfig {
+        target: target.ok_or_else(|| Error::value("TaskTemplate.Networks.Target", "give a network's name or id"))?,
         aliases: model.aliases.unwrap_or_default(),
         driver_options: map_in(model.driver_opts),
-    }
+    })
 }
 
 fn attachment_out(attachment: &v1::NetworkAttachmentConfig) -> models::NetworkAttachmentConfig {

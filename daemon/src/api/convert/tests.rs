@@ -161,6 +161,7 @@ fn nonsense_in_a_service_is_refused_with_the_field() {
         ("/EndpointSpec/Mode", json!("magic"), "service spec"),
         ("/TaskTemplate/Resources/Limits", json!({ "MemoryBytes": -1 }), "Resources.Limits"),
         ("/UpdateConfig", json!({ "MaxFailureRatio": 1.5 }), "MaxFailureRatio"),
+        ("/TaskTemplate/Networks", json!([{ "Target": "" }]), "give a network's name or id"),
     ] {
         let mut given = created_by_docker_20();
         let (parent, name) = pointer.rsplit_once('/').unwrap();
@@ -336,7 +337,9 @@ fn networks_that_can_not_be_are_refused() {
     for (given, part) in [
         (json!({ "Name": "x", "Driver": "bridge" }), "Driver"),
         (json!({ "Name": "x" }), "Driver"),
-        (json!({ "Driver": "overlay" }), "network"),
+        (json!({ "Driver": "overlay" }), "Name: give the network a name"),
+        (json!({ "Name": "", "Driver": "overlay" }), "Name: give the network a name"),
+        (json!("x"), "network"),
         (json!({ "Name": "x", "Driver": "overlay", "ConfigOnly": true }), "ConfigOnly"),
         (json!({ "Name": "x", "Driver": "overlay", "Scope": "local" }), "Scope"),
         (json!({ "Name": "x", "Driver": "overlay", "EnableIPv4": false }), "EnableIPv4"),
