@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -141,6 +142,30 @@ fn logs(docker: &Docker<'_>, tasks: usize) -> Result<()> {
     })
 }
 
+/// What a container of a node uses and runs.
+fn looked_into(docker: &Docker<'_>, node: &str) -> Result<()> {
+    let ids = docker.run(node, &["ps", "-q", "--filter", "name=web."])?;
+    let id = ids.lines().next().context("no container of web here")?;
+    let used = docker.run(node, &["stats", "--no-stream", "--format", "{{.MemUsage}}", id])?;
+    // No limit was set: what the machine has.
+    assert!(used.contains("iB / ") && used.trim().ends_with("GiB"), "{used}");
+    let processes = docker.run(node, &["top", id])?;
+    assert!(processes.lines().nth(1).is_some_and(|line| line.starts_with("root ")), "{processes}");
+    Ok(())
+}
+
+/// A stack's volume has a label of the client's own: the error is about the volume.
+fn stack_with_a_volume(docker: &Docker<'_>) -> Result<()> {
+    let mut file = tempfile::NamedTempFile::new()?;
+    let stack = r#"{"version": "3.8", "services": {"kept": {"image": "whoami", "volumes": ["data:/v"]}}, "volumes": {"data": {}}}"#;
+    file.write_all(stack.as_bytes())?;
+    let path = file.path().to_string_lossy().into_owned();
+    let refused = docker.run("n1", &["stack", "deploy", "-c", &path, "kept"]).expect_err("a volume");
+    assert!(refused.to_string().contains("volumes are not supported yet; use a bind mount"), "{refused}");
+    docker.run("n1", &["stack", "rm", "kept"])?;
+    Ok(())
+}
+
 /// The worker remembers what happened to its containers and images.
 fn told(docker: &Docker<'_>) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
@@ -203,6 +228,8 @@ fn walk(docker: &Docker<'_>) -> Result<()> {
         docker.run("n1", &["service", "inspect", "--format", "{{.Spec.TaskTemplate.ContainerSpec.Env}}", "web"])?;
     assert!(spec.contains("COLOUR=blue"), "{spec}");
     logs(docker, 5)?;
+    looked_into(docker, "n1")?;
+    stack_with_a_volume(docker)?;
     assert!(docker.run("n1", &["network", "ls"])?.contains("ingress"));
     let used = docker.run("n1", &["network", "rm", "net"]).expect_err("a network in use");
     assert!(used.to_string().contains("in use"), "{used}");

@@ -439,7 +439,7 @@ pub struct Stats {
     pub cpus: u32,
     /// Bytes in use, page cache that can be dropped left out.
     pub memory_bytes: u64,
-    /// Bound in bytes.
+    /// Bound in bytes; what the machine has, where there is none.
     pub memory_limit_bytes: u64,
     /// Processes and threads.
     pub pids: u64,

@@ -253,7 +253,8 @@ async fn top(State(api): State<Api>, Path(name): Path) -> Result<Json<Value>, Ap
         let text = format!("container {} is not running", container.id);
         return Err(ApiError::new(http::StatusCode::CONFLICT, text));
     }
-    let process = [container.user.clone(), container.pid.to_string(), container.command.join(" ")];
+    let user = if container.user.is_empty() { "root" } else { container.user.as_str() };
+    let process = [user.to_owned(), container.pid.to_string(), container.command.join(" ")];
     Ok(Json(json!({ "Titles": ["UID", "PID", "CMD"], "Processes": [process] })))
 }
 

@@ -56,12 +56,13 @@ impl Containers for ContainersFacility {
                 return Ok(None);
             }
             let used = self.runtime.stats(&container.id).await.map_err(|e| Failure::Internal(e.to_string()))?;
+            let of_machine = u64::try_from(self.node.machine().resources.memory_bytes).unwrap_or_default();
             Ok(Some(Stats {
                 cpu_ns: used.cpu_ns,
                 system_cpu_ns: system_cpu_ns(),
                 cpus: u32::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(1),
                 memory_bytes: used.memory_bytes,
-                memory_limit_bytes: used.memory_limit.unwrap_or_default(),
+                memory_limit_bytes: used.memory_limit.unwrap_or(of_machine),
                 pids: used.pids,
             }))
         })
