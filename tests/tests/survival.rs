@@ -345,11 +345,14 @@ fn a_worker_that_is_removed_while_it_runs_ends_its_tasks_and_says_so_until_it_le
         })
     };
     told("n3 to say that it was removed")?;
-    eventually("its containers to end", || {
-        let left = on_n3()?;
-        ensure!(left.is_empty(), "{left:?}");
-        Ok(())
-    })?;
+    let ended = || {
+        eventually("its containers to end", || {
+            let left = on_n3()?;
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })
+    };
+    ended()?;
     eventually("its wires to go", || {
         let listed = cluster.lab.exec("n3", "ip")?.args(["-brief", "link"]).output()?;
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
@@ -370,6 +373,14 @@ fn a_worker_that_is_removed_while_it_runs_ends_its_tasks_and_says_so_until_it_le
     let tasks = cluster.running("n1", "web", 12)?;
     ensure!(tasks.values().any(|node| node == "n3"), "{tasks:?}");
     cluster.reachable(12)?;
+    // Removed while its daemon was away, which comes back and knows nothing of what runs.
+    cluster.lab.kill_daemon("n3")?;
+    cluster.skep("n1", &["node", "rm", "--force", "n3"])?;
+    ensure!(!on_n3()?.is_empty(), "they did not outlive the daemon");
+    std::fs::remove_file(format!("/run/skep-lab/{}/n3/r/assignments", cluster.name()))?;
+    cluster.lab.restart("n3")?;
+    told("n3 to say that it was removed meanwhile")?;
+    ended()?;
     cluster.down()
 }
 

@@ -21,6 +21,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -101,6 +102,8 @@ struct Inner {
     managers: watch::Sender<Vec<String>>,
     connected: watch::Sender<Option<String>>,
     known: watch::Sender<bool>,
+    /// What an earlier daemon left has been taken up.
+    adopted: AtomicBool,
     applied: watch::Receiver<u64>,
     statuses: Arc<Statuses>,
     supervisors: Supervisors<NodeHands>,
@@ -161,6 +164,7 @@ impl Worker {
             managers: watch::Sender::new(config.managers),
             connected,
             known: watch::Sender::new(true),
+            adopted: AtomicBool::new(false),
             applied,
             supervisors,
             statuses,
@@ -195,13 +199,13 @@ impl Worker {
 
     async fn supervise(self) {
         let mut assigned = self.0.assigned.subscribe();
-        let mut adopted = false;
+        let adopted = &self.0.adopted;
         loop {
             let current = Arc::clone(&assigned.borrow_and_update());
             self.0.supervisors.reconcile(&current);
             // Only a manager's word makes a leftover one: before it, everything may still be wanted.
-            if !adopted && current.is_told() {
-                adopted = self.0.supervisors.adopt_leftovers().await;
+            if !adopted.load(Ordering::Acquire) && current.is_told() {
+                adopted.store(self.0.supervisors.adopt_leftovers().await, Ordering::Release);
             }
             tokio::select! {
                 changed = assigned.changed() => if changed.is_err() { return },
@@ -315,7 +319,7 @@ impl Worker {
         }
         let until = tokio::time::Instant::now() + deadline;
         while tokio::time::Instant::now() < until {
-            if self.0.supervisors.idle() {
+            if self.0.adopted.load(Ordering::Acquire) && self.0.supervisors.idle() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
