@@ -31,6 +31,8 @@ const VXLAN_PORT: u16 = 4789;
 const DIAL_WITHIN: Duration = Duration::from_secs(1);
 /// How long the tasks of a node that leaves may take to end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(30);
+/// How long a manager may take to hear that the node leaves.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 /// How long a certificate for a new role may take.
 const CERTIFICATE_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait before a change of role is tried again: at first, and, doubled each time, at most. What is in its way
@@ -403,6 +405,7 @@ impl Member {
     /// Leaves the swarm: ends this node's tasks, leaves the group of managers, stops, and forgets.
     pub(crate) async fn leave(&self) -> Result<()> {
         self.end_tasks().await;
+        self.worker.say_goodbye(GOODBYE_WITHIN).await;
         let manager = self.manager();
         if let Some(manager) = manager
             && !manager.other_managers().is_empty()

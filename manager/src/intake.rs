@@ -58,7 +58,7 @@ impl Intake {
 
 /// The heartbeats without what they acknowledge.
 fn signs_of_life(beats: &[NodeBeat]) -> Vec<NodeBeat> {
-    let heard = beats.iter().filter(|beat| beat.heard);
+    let heard = beats.iter().filter(|beat| beat.heard || beat.left);
     heard.map(|beat| NodeBeat { applied_generation: 0, ..beat.clone() }).collect()
 }
 
@@ -103,7 +103,7 @@ mod tests {
     async fn a_node_whose_report_can_not_be_written_lives_all_the_same() {
         let node = Node { id: "n".into(), ..Node::default() };
         let (_dir, manager) = alone(vec![put(object::Kind::Node(node))]).await;
-        let beat = |applied_generation| NodeBeat { node_id: "n".into(), applied_generation, heard: true };
+        let beat = |applied_generation| NodeBeat { node_id: "n".into(), applied_generation, heard: true, left: false };
         // No log takes an entry of that size.
         let huge = NodeDescription { hostname: "x".repeat(64 << 20), ..NodeDescription::default() };
         let change = NodeChange { id: "n".into(), description: Some(huge), ..NodeChange::default() };

@@ -162,6 +162,7 @@ async fn round(control: &Control) -> Result<Duration, store::Error> {
             .into_iter()
             .map(|(id, s)| (id, skep_proto::time::duration_ns(s)))
             .collect::<BTreeMap<_, _>>(),
+        left: control.liveness.left(),
     };
     let plan = {
         let view = view.clone();

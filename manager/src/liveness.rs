@@ -1,7 +1,7 @@
 //! When each node was last heard of, and which generation its wires show. Kept by the leader, in memory only: a new
 //! leader starts every node's clock anew, which errs on the side of patience.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ use tokio::sync::watch;
 struct Seen {
     at: Instant,
     acknowledged: u64,
+    /// It said goodbye.
+    left: bool,
 }
 
 /// The leader's memory of heartbeats.
@@ -59,12 +61,14 @@ impl Liveness {
                 // Words may overtake each other on their way.
                 Some(before) if beat.heard => before.at.max(now),
                 Some(before) => before.at,
-                None if beat.heard => now,
+                None if beat.heard || beat.left => now,
                 // Nobody has heard of it yet: its manager's book is no sign of life.
                 None => continue,
             };
-            news |= before.is_none_or(|b| b.acknowledged != acknowledged);
-            seen.insert(beat.node_id.clone(), Seen { at, acknowledged });
+            // Only a node that is heard of again is back.
+            let left = beat.left || (!beat.heard && before.is_some_and(|b| b.left));
+            news |= before.is_none_or(|b| b.acknowledged != acknowledged || b.left != left);
+            seen.insert(beat.node_id.clone(), Seen { at, acknowledged, left });
         }
         drop(seen);
         if news {
@@ -81,6 +85,12 @@ impl Liveness {
     pub fn acknowledged(&self) -> BTreeMap<String, u64> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.iter().map(|(id, s)| (id.clone(), s.acknowledged)).collect()
+    }
+
+    /// The nodes that said goodbye.
+    pub fn left(&self) -> BTreeSet<String> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().filter(|(_, s)| s.left).map(|(id, _)| id.clone()).collect()
     }
 
     /// How long each of the given nodes has been silent; one never heard of counts from the start of leadership.
@@ -104,7 +114,7 @@ mod tests {
     use super::*;
 
     fn beat(node: &str, generation: u64) -> NodeBeat {
-        NodeBeat { node_id: node.into(), applied_generation: generation, heard: true }
+        NodeBeat { node_id: node.into(), applied_generation: generation, heard: true, left: false }
     }
 
     #[test]
@@ -122,6 +132,28 @@ mod tests {
         let silence = liveness.silence(start + Duration::from_secs(5), ["a", "b"].into_iter());
         assert_eq!(silence["a"], Duration::from_secs(3));
         assert_eq!(silence["b"], Duration::from_secs(5));
+    }
+
+    #[test]
+    fn who_says_goodbye_has_left_until_it_is_heard_of_again() {
+        let liveness = Liveness::default();
+        let start = Instant::now();
+        liveness.reset(start);
+        let goodbye = NodeBeat { heard: false, left: true, ..beat("a", 7) };
+        let book = NodeBeat { heard: false, ..beat("a", 8) };
+        for (beats, left) in [
+            (vec![beat("a", 7)], false),
+            (vec![goodbye.clone()], true),
+            // What its manager's book says is no sign of life.
+            (vec![book], true),
+            (vec![beat("a", 8)], false),
+            (vec![beat("a", 8), goodbye], true),
+        ] {
+            liveness.note(start, &beats);
+            assert_eq!(liveness.left().contains("a"), left, "{beats:?}");
+        }
+        liveness.pardon(start);
+        assert!(liveness.left().contains("a"));
     }
 
     #[test]

@@ -328,6 +328,20 @@ fn a_manager_that_was_removed_while_it_was_away_is_told_so_and_can_not_force_a_c
     cluster.down()
 }
 
+/// With a heartbeat a minute, silence would take three minutes to be noticed.
+#[test]
+fn a_node_that_leaves_says_goodbye_and_nobody_waits_for_it() -> Result<()> {
+    let cluster = Cluster::up("goodbye", 2, 1)?;
+    cluster.skep("n1", &["swarm", "update", "--dispatcher-heartbeat", "60s"])?;
+    cluster.web(4)?;
+    cluster.skep("n2", &["swarm", "leave"])?;
+    eventually("n2 gone", || cluster.skep("n1", &["node", "rm", "n2"]))?;
+    let tasks = cluster.running("n1", "web", 4)?;
+    ensure!(tasks.values().all(|node| node == "n1"), "{tasks:?}");
+    cluster.only("n1", 1)?;
+    cluster.down()
+}
+
 /// Its addresses are given to others: what it runs has to end, and people have to be told why.
 #[test]
 fn a_worker_that_is_removed_while_it_runs_ends_its_tasks_and_says_so_until_it_leaves() -> Result<()> {

@@ -102,6 +102,7 @@ struct Inner {
     managers: watch::Sender<Vec<String>>,
     connected: watch::Sender<Option<String>>,
     known: watch::Sender<bool>,
+    goodbye: session::Goodbye,
     /// What an earlier daemon left has been taken up.
     adopted: AtomicBool,
     applied: watch::Receiver<u64>,
@@ -164,6 +165,7 @@ impl Worker {
             managers: watch::Sender::new(config.managers),
             connected,
             known: watch::Sender::new(true),
+            goodbye: session::Goodbye::default(),
             adopted: AtomicBool::new(false),
             applied,
             supervisors,
@@ -310,6 +312,17 @@ impl Worker {
         }
     }
 
+    /// Tells the managers that this node leaves, so that they need not wait for it. To nobody, if no session is open.
+    pub async fn say_goodbye(&self, within: Duration) {
+        if self.0.connected.borrow().is_none() {
+            return;
+        }
+        self.0.goodbye.wanted.cancel();
+        if tokio::time::timeout(within, self.0.goodbye.said.cancelled()).await.is_err() {
+            tracing::info!("no manager has heard that this node leaves; they will find it silent");
+        }
+    }
+
     /// Ends every task of this node and removes what they leave: the node leaves its swarm.
     pub async fn remove_everything(&self, deadline: Duration) {
         self.0.assigned.send_replace(Arc::new(Assignments::farewell()));
@@ -329,6 +342,10 @@ impl Worker {
 }
 
 impl session::Owner for Inner {
+    fn goodbye(&self) -> &session::Goodbye {
+        &self.goodbye
+    }
+
     fn description(&self) -> NodeDescription {
         self.description.clone()
     }

@@ -35,6 +35,15 @@ const STEADY: Duration = Duration::from_secs(5);
 /// Largest message that a manager may send.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
+/// A node's last word to the managers.
+#[derive(Debug, Default)]
+pub(crate) struct Goodbye {
+    /// It is to be said.
+    pub(crate) wanted: CancellationToken,
+    /// A manager has heard it.
+    pub(crate) said: CancellationToken,
+}
+
 /// What a session works on: the rest of the worker, seen from here.
 pub(crate) trait Owner: Send + Sync {
     /// Who this node is and what it has.
@@ -51,6 +60,8 @@ pub(crate) trait Owner: Send + Sync {
     fn statuses(&self) -> &crate::statuses::Statuses;
     /// Where logs come from.
     fn logs(&self) -> Arc<dyn logs::Source>;
+    /// Whether the node is leaving.
+    fn goodbye(&self) -> &Goodbye;
     /// Whether the last manager that was asked takes this node for one of the cluster's.
     fn known(&self, known: bool);
 }
@@ -76,6 +87,9 @@ pub(crate) async fn run<O: Owner>(
                 () = stop.cancelled() => return,
             };
             connected.send_replace(None);
+            if owner.goodbye().said.is_cancelled() {
+                return;
+            }
             match outcome {
                 Ok(open) => pause = pause_after(pause, open),
                 Err(status) => {
@@ -204,10 +218,12 @@ async fn tell<O: Owner>(
         news.borrow_and_update();
         let statuses = owner.statuses().take(REPORT_SIZE);
         let more = statuses.len() == REPORT_SIZE;
+        let leaving = !more && owner.goodbye().wanted.is_cancelled();
         let report = ReportRequest {
             session_id: session_id.to_owned(),
             statuses,
             applied_generation: *applied.borrow_and_update(),
+            leaving,
         };
         let within = REPORT_WITHIN.max(heartbeat * 9 / 10);
         match tokio::time::timeout(within, client.report(report)).await {
@@ -216,6 +232,10 @@ async fn tell<O: Owner>(
             Ok(Err(status)) => return status,
             Err(_) => return Status::deadline_exceeded("the manager did not answer a heartbeat in time"),
         }
+        if leaving {
+            owner.goodbye().said.cancel();
+            return Status::ok("this node leaves the swarm");
+        }
         if more {
             continue;
         }
@@ -223,6 +243,7 @@ async fn tell<O: Owner>(
         tokio::select! {
             _ = news.changed() => {}
             _ = applied.changed() => {}
+            () = owner.goodbye().wanted.cancelled() => continue,
             // A sign of life does not wait for anything.
             () = tokio::time::sleep(heartbeat) => continue,
         }

@@ -21,7 +21,7 @@ mod schedule;
 pub mod update;
 pub mod validate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skep_proto::v1::Action;
 use skep_state::State;
@@ -34,6 +34,8 @@ pub struct Inputs {
     pub acknowledged: BTreeMap<String, u64>,
     /// Node id -> nanoseconds since it was last heard of; for one never heard of, since leadership began.
     pub silence_ns: BTreeMap<String, i64>,
+    /// Ids of nodes that have said that they leave, after the end of their tasks: nobody waits for their heartbeats.
+    pub left: BTreeSet<String>,
 }
 
 /// What to do now.

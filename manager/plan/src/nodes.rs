@@ -13,7 +13,7 @@ const MISSED: i64 = 3;
 /// data plane. One that needs longer is ready as soon as it is there.
 const ARRIVAL: i64 = 15_000_000_000;
 
-/// Moves nodes between READY and DOWN, and those that left before they arrived from UNKNOWN to DOWN.
+/// Moves nodes between READY and DOWN, and those that went away before they arrived from UNKNOWN to DOWN.
 pub(crate) fn judge(draft: &mut Draft<'_>, inputs: &Inputs) {
     let patience = defaults::heartbeat_ns(&draft.state).saturating_mul(MISSED);
     let view = draft.state.clone();
@@ -25,6 +25,8 @@ pub(crate) fn judge(draft: &mut Draft<'_>, inputs: &Inputs) {
         let silence = if since_registered < 0 { silence } else { silence.min(since_registered) };
         let heard = inputs.acknowledged.contains_key(&node.id);
         match node_state(node) {
+            NodeState::Down if inputs.left.contains(&node.id) => {}
+            _ if inputs.left.contains(&node.id) => set(draft, node, NodeState::Down, "left the swarm"),
             NodeState::Ready | NodeState::Disconnected if silence > patience => {
                 set(draft, node, NodeState::Down, "heartbeat failure");
             }

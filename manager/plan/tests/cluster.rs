@@ -119,6 +119,22 @@ fn a_node_that_left_before_it_arrived_is_down_and_one_that_takes_its_time_is_not
 }
 
 #[test]
+fn a_node_that_says_goodbye_is_down_at_once_and_stays_so() {
+    let mut w = world(3);
+    w.create("web", web(3)).unwrap();
+    w.rest(3);
+    let status = |w: &World| w.state.node("node0").unwrap().status.as_ref().unwrap().clone();
+    assert_eq!(status(&w).state(), NodeState::Ready);
+    let worker = w.workers.get_mut("node0").unwrap();
+    (worker.connected, worker.left, worker.last_beat) = (false, true, w.now);
+    w.settle();
+    assert_eq!((status(&w).state(), status(&w).message.as_str()), (NodeState::Down, "left the swarm"));
+    assert!(w.settle().actions.is_empty());
+    w.rest(3);
+    assert!(w.ready("web").iter().all(|t| t.node_id != "node0"));
+}
+
+#[test]
 fn a_dead_nodes_tasks_run_elsewhere_and_keep_their_addresses_until_it_is_known() {
     let mut w = world(3);
     w.create("web", web(3)).unwrap();

@@ -194,13 +194,16 @@ impl dispatcher_server::Dispatcher for DispatcherService {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .worker_applied(message.applied_generation.saturating_sub(generation_base(&this.store.view().state)));
-        // Whatever becomes of what it says, it lives.
-        self.0.relay.pulse.heard(&peer.node_id);
+        if !message.leaving {
+            // Whatever becomes of what it says, it lives.
+            self.0.relay.pulse.heard(&peer.node_id);
+        }
         // The statuses go first: whoever acts on the acknowledgement should know them.
         for report in message.statuses {
             self.0.relay.send(Item::Status(TaskStatusReport { node_id: peer.node_id.clone(), ..report })).await?;
         }
-        let beat = NodeBeat { node_id: peer.node_id, applied_generation: acknowledged, heard: true };
+        let left = message.leaving;
+        let beat = NodeBeat { node_id: peer.node_id, applied_generation: acknowledged, heard: !left, left };
         self.0.relay.send(Item::Beat(beat)).await?;
         Ok(Response::new(ReportResponse {}))
     }

@@ -49,7 +49,7 @@ impl Pulse {
 
     fn take(&self) -> Vec<NodeBeat> {
         let heard = std::mem::take(&mut *self.0.heard.lock().unwrap_or_else(PoisonError::into_inner));
-        heard.into_iter().map(|node_id| NodeBeat { node_id, applied_generation: 0, heard: true }).collect()
+        heard.into_iter().map(|node_id| NodeBeat { node_id, applied_generation: 0, heard: true, left: false }).collect()
     }
 
     fn told(&self, begun: Instant, outcome: &Result<(), Status>) {

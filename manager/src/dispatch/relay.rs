@@ -116,7 +116,9 @@ fn gather(batch: Vec<Item>) -> RelayRequest {
     for item in batch {
         match item {
             Item::Beat(mut beat) => {
-                beat.heard |= beats.get(&beat.node_id).is_some_and(|b| b.heard);
+                let before = beats.get(&beat.node_id);
+                beat.heard |= before.is_some_and(|b| b.heard);
+                beat.left |= before.is_some_and(|b| b.left);
                 beats.insert(beat.node_id.clone(), beat);
             }
             Item::Status(report) => request.reports.push(report),
@@ -167,10 +169,13 @@ mod tests {
     #[test]
     fn of_a_nodes_beats_the_newest_travels() {
         let beat = |node: &str, generation| {
-            Item::Beat(NodeBeat { node_id: node.into(), applied_generation: generation, heard: true })
+            Item::Beat(NodeBeat { node_id: node.into(), applied_generation: generation, heard: true, left: false })
         };
         let request = gather(vec![beat("a", 1), beat("b", 1), beat("a", 2)]);
         let beats: Vec<_> = request.beats.iter().map(|b| (b.node_id.as_str(), b.applied_generation)).collect();
         assert_eq!(beats, [("a", 2), ("b", 1)]);
+        let left = NodeBeat { node_id: "a".into(), applied_generation: 2, heard: false, left: true };
+        let request = gather(vec![beat("a", 1), Item::Beat(left.clone()), beat("a", 2)]);
+        assert_eq!(request.beats, [NodeBeat { heard: true, ..left }], "a goodbye is not lost among the others");
     }
 }

@@ -88,7 +88,7 @@ async fn converse(dispatcher: &Dispatcher, node_id: &str, session: &Session) -> 
                 (book.acknowledged(), book.nothing_new(view.index))
             };
             if before != now {
-                let beat = NodeBeat { node_id: node_id.to_owned(), applied_generation: now, heard: false };
+                let beat = NodeBeat { node_id: node_id.to_owned(), applied_generation: now, heard: false, left: false };
                 // A beat that is lost is repeated with the worker's next report.
                 dispatcher.relay.offer(Item::Beat(beat));
             }

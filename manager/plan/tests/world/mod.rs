@@ -18,6 +18,8 @@ pub struct Worker {
     /// Its balancers are slow: it acknowledges nothing.
     pub slow: bool,
     pub last_beat: i64,
+    /// It has said that it leaves.
+    pub left: bool,
     pub acknowledged: u64,
     /// Tasks whose container exists, with their addresses.
     pub running: BTreeMap<String, Vec<(String, String)>>,
@@ -150,6 +152,7 @@ impl World {
         Inputs {
             acknowledged: self.workers.iter().map(|(id, w)| (id.clone(), w.acknowledged)).collect(),
             silence_ns: self.workers.iter().map(|(id, w)| (id.clone(), self.now - w.last_beat)).collect(),
+            left: self.workers.iter().filter(|(_, w)| w.left).map(|(id, _)| id.clone()).collect(),
         }
     }
 
