@@ -46,10 +46,12 @@ impl Intake {
             self.raft.read_barrier(DEADLINE).await.map_err(crate::control::raft_error)?;
             self.caught_up.store(term, Ordering::Release);
         }
+        let registered: Vec<String> = request.registrations.iter().map(|node| node.id.clone()).collect();
         let actions = news(&self.store.view().state, request.reports, request.registrations);
         if !actions.is_empty() {
             store::propose_plan(&self.raft, now_ns(), actions, DEADLINE).await.map_err(crate::control::store_error)?;
         }
+        self.liveness.registered(registered.iter().map(String::as_str));
         // After the statuses: an acknowledgement must not overtake what was reported before it.
         self.liveness.note(now, &request.beats);
         Ok(())
