@@ -68,12 +68,14 @@ pub(crate) fn first_objects(
     };
     validate::pools(&cluster).map_err(invalid)?;
     let put_cluster = put(object::Kind::Cluster(cluster));
-    // The network is cut from the cluster's pools, so it is planned against a state that has the cluster.
+    let put_node = put(object::Kind::Node(first_node(founding)));
+    // The network is cut from the cluster's pools and apart from the node's own addresses, so it is planned against a
+    // state that has both.
     let mut scratch = State::default();
-    let command = Command { actions: vec![put_cluster.clone()], ..Command::default() };
+    let command = Command { actions: vec![put_cluster.clone(), put_node.clone()], ..Command::default() };
     let _ = scratch.apply(1, &command);
     let ingress = validate::network(&scratch, validate::default_ingress(), &ids()).map_err(invalid)?;
-    Ok(vec![put_cluster, put(object::Kind::Node(first_node(founding))), put(object::Kind::Network(ingress))])
+    Ok(vec![put_cluster, put_node, put(object::Kind::Network(ingress))])
 }
 
 /// Settings that were not given, as they are in force: so that `info` and `inspect` show them.
@@ -113,4 +115,48 @@ fn first_node(founding: &Founding) -> Node {
 
 fn put(kind: object::Kind) -> Action {
     Action { kind: Some(action::Kind::Put(Object { kind: Some(kind) })) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_ingress_network_is_cut_apart_from_the_node_s_own_addresses() {
+        let root = RootCa::create(std::time::SystemTime::now()).unwrap();
+        let subnet = |pools: &[&str]| {
+            let description = NodeDescription {
+                data_path_address: "192.168.77.1".to_owned(),
+                gateway_subnet: "10.5.0.0/16".to_owned(),
+                ..NodeDescription::default()
+            };
+            let founding = Founding {
+                cluster_id: "c".to_owned(),
+                node_id: "n".to_owned(),
+                raft_id: 1,
+                address: "192.168.77.1:2377".to_owned(),
+                description,
+                data_path_port: 0,
+                pools: pools.iter().map(|pool| (*pool).to_owned()).collect(),
+                subnet_size: 0,
+                availability: Availability::Active,
+                spec: ClusterSpec::default(),
+            };
+            let objects = first_objects(&founding, &root, &mut skep_proto::id::new).map_err(|e| e.to_string())?;
+            let network = objects.into_iter().find_map(|action| match action.kind {
+                Some(action::Kind::Put(Object { kind: Some(object::Kind::Network(network)) })) => Some(network.subnet),
+                _ => None,
+            });
+            network.ok_or_else(|| "no network".to_owned())
+        };
+        assert_eq!(subnet(&[]).as_deref(), Ok("10.0.0.0/24"));
+        assert_eq!(subnet(&["192.168.77.0/24", "10.9.0.0/16"]).as_deref(), Ok("10.9.0.0/24"));
+        assert_eq!(subnet(&["192.168.76.0/22"]).as_deref(), Ok("192.168.76.0/24"));
+        assert_eq!(subnet(&["10.4.255.0/24", "10.5.0.0/16"]).as_deref(), Ok("10.4.255.0/24"));
+        for pool in ["192.168.77.0/24", "10.5.0.0/16"] {
+            let refused = subnet(&[pool]).unwrap_err();
+            assert!(refused.contains("no subnet is left"), "{refused}");
+        }
+    }
 }

@@ -36,6 +36,9 @@ use node::Node;
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// How long a daemon that was killed may take to let go of its data directory.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
+
 /// How long an orderly stop may take before it is forced.
 const STOP_WITHIN: Duration = Duration::from_secs(18);
 
@@ -44,7 +47,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(18);
 pub fn run(options: Options) -> Result<()> {
     let config = config::load(&options)?;
     let level = logging::init(config.log_format, &config.log_level)?;
-    let _lock = lock::take(&config.data_dir)?;
+    let _lock = lock::take(&config.data_dir, LOCK_WITHIN)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
     let ended = runtime.block_on(serve(config, options, level));
     // What still runs has had its time.

@@ -336,6 +336,11 @@ impl Member {
         }
     }
 
+    /// The swarm that was founded here stands.
+    pub(crate) fn founded(&self) -> Result<()> {
+        self.remember(|membership| membership.founding = false).map(|_| ())
+    }
+
     /// A forced cluster stands: remembers that nothing is left to be done.
     pub(crate) fn forced(&self) -> Result<()> {
         self.remember(|membership| membership.forcing = false).map(|_| ())

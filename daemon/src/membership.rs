@@ -17,6 +17,9 @@ pub(crate) struct Membership {
     /// Numbers that it had before a new cluster was forced here, newest last; at most [`FORMER`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) former_raft_ids: Vec<u64>,
+    /// A swarm is being founded here, and nobody was told yet that it stands.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) founding: bool,
     /// A new cluster is being forced: whatever happens, the next start goes on with that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) forcing: bool,
@@ -40,7 +43,7 @@ impl Membership {
         former.push(self.raft_id);
         former.drain(..former.len().saturating_sub(FORMER));
         // No other manager is left to be asked.
-        Self { addresses, raft_id, former_raft_ids: former, forcing: true, managers: Vec::new() }
+        Self { addresses, raft_id, former_raft_ids: former, founding: false, forcing: true, managers: Vec::new() }
     }
 }
 
@@ -109,6 +112,7 @@ mod tests {
                        "raft_id": 7, "managers": []}"#;
         let read: Membership = serde_json::from_str(text)?;
         assert_eq!((read.raft_id, read.forcing, read.former_raft_ids.len()), (7, false, 0));
+        assert!(!read.founding);
         Ok(())
     }
 
@@ -123,6 +127,7 @@ mod tests {
             addresses: addresses.clone(),
             raft_id: 100,
             former_raft_ids: Vec::new(),
+            founding: false,
             forcing: false,
             managers: vec!["10.0.0.2:2377".into()],
         };
@@ -146,6 +151,7 @@ mod tests {
             },
             raft_id: 7,
             former_raft_ids: Vec::new(),
+            founding: false,
             forcing: false,
             managers: vec!["10.0.0.2:2377".into()],
         };

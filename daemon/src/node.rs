@@ -98,6 +98,10 @@ impl Node {
         let Some(membership) = membership::load(&self.config.data_dir).context("swarm.json is damaged")? else {
             return Ok(());
         };
+        if membership.founding {
+            tracing::warn!("a swarm was about to be founded here when the daemon ended: nothing of it is kept");
+            return self.forget().context("a swarm that was never founded can't be forgotten");
+        }
         let clock = Clock::default();
         let identity = Identity::load(&self.identity_dir(), &clock)?.context("this node's certificate is gone")?;
         if membership.forcing {
@@ -186,13 +190,16 @@ impl Node {
             ns => skep_proto::time::duration(ns),
         };
         let identity = Identity::found(&root, &subject, life, &Clock::default()).map_err(internal)?;
-        let membership = self.new_membership(addresses, founding.raft_id, Vec::new());
-        let entered = self.enter_new(identity, membership, Some(listener), Beginning::Found(first)).await;
-        entered.map(|()| node_id).map_err(internal)
+        let membership = Membership { founding: true, ..self.new_membership(addresses, founding.raft_id, Vec::new()) };
+        self.enter_new(identity, membership, Some(listener), Beginning::Found(first)).await.map_err(internal)?;
+        if let Some(member) = self.member() {
+            member.founded().map_err(internal)?;
+        }
+        Ok(node_id)
     }
 
     fn new_membership(&self, addresses: Addresses, raft_id: u64, managers: Vec<String>) -> Membership {
-        Membership { addresses, raft_id, former_raft_ids: Vec::new(), forcing: false, managers }
+        Membership { addresses, raft_id, former_raft_ids: Vec::new(), founding: false, forcing: false, managers }
     }
 
     /// Joins a swarm.
@@ -320,14 +327,19 @@ impl Node {
     }
 
     fn forget_broken(&self) -> Result<(), Failure> {
-        membership::forget(&self.config.data_dir).map_err(internal)?;
+        self.forget().map_err(internal)?;
+        *self.broken.write().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
+    }
+
+    /// Removes all that the disk remembers of a swarm. Its note goes last: until then the next start does this again.
+    fn forget(&self) -> std::io::Result<()> {
         for dir in ["raft", "identity"] {
             let _ = std::fs::remove_dir_all(self.config.data_dir.join(dir));
         }
         // What an old cluster assigned has generations that a new one would have to outgrow.
         let _ = std::fs::remove_file(self.config.run_dir.join("assignments"));
-        *self.broken.write().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(())
+        membership::forget(&self.config.data_dir)
     }
 
     fn require_no_swarm(&self) -> Result<(), Failure> {
@@ -537,7 +549,14 @@ mod tests {
             data_path: "10.0.0.1".parse()?,
         };
         let managers = vec!["10.0.0.2:2377".to_owned()];
-        let membership = Membership { addresses, raft_id: 7, former_raft_ids: Vec::new(), forcing: false, managers };
+        let membership = Membership {
+            addresses,
+            raft_id: 7,
+            former_raft_ids: Vec::new(),
+            founding: false,
+            forcing: false,
+            managers,
+        };
         membership::save(dir.path(), &membership)?;
         let facts = on_its_way(dir.path());
         assert_eq!((facts.state, facts.node_address.as_str()), (SwarmState::Pending, "10.0.0.1"));

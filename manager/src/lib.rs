@@ -175,7 +175,7 @@ impl Manager {
         let pulse = pulse::Pulse::default();
         // Not the one of the reports: that is cut whenever one of them fails.
         let line = line::Line::new(Arc::clone(&dialer));
-        let control = Control::new(Arc::clone(&raft), Arc::clone(&store), Arc::clone(&liveness), dialer);
+        let control = Control::new(Arc::clone(&raft), Arc::clone(&store), Arc::clone(&liveness), dialer, stop.clone());
         let intake =
             Arc::new(Intake { raft: Arc::clone(&raft), store: Arc::clone(&store), liveness, caught_up: 0.into() });
         let (relay, items) = relay::queue(pulse.clone());

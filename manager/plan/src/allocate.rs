@@ -161,7 +161,9 @@ pub(crate) fn tasks(draft: &mut Draft<'_>, pools: &mut Pools) {
             continue;
         }
         let message = message.as_ref().to_owned();
-        let status = TaskStatus { at_ns: draft.now_ns, state: state.into(), message, ..TaskStatus::default() };
+        // What keeps a task waiting is shown to people as its error.
+        let error = if state == TaskState::New { message.clone() } else { String::new() };
+        let status = TaskStatus { at_ns: draft.now_ns, state: state.into(), message, error, ..TaskStatus::default() };
         draft.change_task(TaskChange { id: task.id.clone(), networks, status: Some(status), ..TaskChange::default() });
     }
 }

@@ -406,14 +406,11 @@ fn a_full_network_keeps_tasks_waiting_with_the_reason() {
     w.rest(3);
     let waiting: Vec<_> = w.tasks("web").into_iter().filter(|t| t.observed() == TaskState::New).collect();
     assert!(!waiting.is_empty());
-    assert!(
-        waiting[0]
-            .status
-            .as_ref()
-            .unwrap()
-            .message
-            .starts_with("network tiny has no free address left in 10.99.0.0/29")
-    );
+    let status = waiting[0].status.as_ref().unwrap();
+    assert!(status.message.starts_with("network tiny has no free address left in 10.99.0.0/29"), "{status:?}");
+    // Clients show what is an error, and no more.
+    assert_eq!(status.error, status.message);
+    assert!(w.ready("web").iter().all(|task| task.status.as_ref().unwrap().error.is_empty()));
 }
 
 /// A node has an address of its own on the network of its tasks: tasks must not take the last ones before it does.

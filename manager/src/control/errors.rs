@@ -100,6 +100,17 @@ pub(crate) fn find(kind: ObjectKind, reference: &str, error: &FindError) -> Stat
     }
 }
 
+/// An update names the version that it was made from; no object has the version 0, which means a new one.
+pub(super) fn versioned(kind: ObjectKind, reference: &str, version: u64) -> Result<(), Status> {
+    if version > 0 {
+        return Ok(());
+    }
+    let kind = word(kind);
+    let text =
+        format!("update out of sequence: {kind} {reference} is not at version 0; read it again and repeat the change");
+    Err(Status::aborted(text))
+}
+
 /// The word for a kind of object.
 pub(crate) fn word(kind: ObjectKind) -> &'static str {
     match kind {

@@ -7,6 +7,7 @@ use skep_proto::v1::ClusterEvent;
 use skep_state::Change;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::BroadcastStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::store::{Applied, Store};
@@ -14,13 +15,14 @@ use crate::store::{Applied, Store};
 /// The stream that [`watch`] gives.
 pub(super) type Stream = Pin<Box<dyn futures::Stream<Item = Result<ClusterEvent, Status>> + Send>>;
 
-/// Every event from now on.
-pub(super) fn watch(store: &Store) -> Stream {
+/// Every event from now on, until the manager stops: a node that is demoted and promoted has another one then.
+pub(super) fn watch(store: &Store, stop: CancellationToken) -> Stream {
     let batches = BroadcastStream::new(store.events()).map(|batch| match batch {
         Ok(applied) => events(&applied).into_iter().map(Ok).collect(),
         Err(_) => vec![Err(Status::resource_exhausted("events came faster than they were read; some are lost"))],
     });
-    Box::pin(futures::StreamExt::flat_map(batches, futures::stream::iter))
+    let events = futures::StreamExt::flat_map(batches, futures::stream::iter);
+    Box::pin(futures::StreamExt::take_until(events, stop.cancelled_owned()))
 }
 
 /// The events of one command. Tasks have none of their own at cluster scope.

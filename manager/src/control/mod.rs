@@ -25,6 +25,7 @@ use std::time::{Duration, SystemTime};
 use skep_proto::time::unix_ns;
 use skep_proto::v1::{Action, Role, control_server};
 use skep_state::State;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
 use crate::line::Line;
@@ -49,6 +50,8 @@ pub struct Control {
     pub(crate) dialer: Arc<dyn Dialer>,
     /// To whoever leads.
     pub(crate) line: Line,
+    /// The manager stops: streams that live off it end.
+    pub(crate) stop: CancellationToken,
 }
 
 impl std::fmt::Debug for Control {
@@ -59,9 +62,15 @@ impl std::fmt::Debug for Control {
 
 impl Control {
     /// The API over this manager's consensus and state.
-    pub fn new(raft: Arc<Raft>, store: Arc<Store>, liveness: Arc<Liveness>, dialer: Arc<dyn Dialer>) -> Self {
+    pub fn new(
+        raft: Arc<Raft>,
+        store: Arc<Store>,
+        liveness: Arc<Liveness>,
+        dialer: Arc<dyn Dialer>,
+        stop: CancellationToken,
+    ) -> Self {
         let line = Line::new(Arc::clone(&dialer));
-        Self { raft, store, liveness, dialer, line }
+        Self { raft, store, liveness, dialer, line, stop }
     }
 
     /// The caller, if it holds a manager's certificate and the cluster still wants it to be one: a certificate outlives
@@ -195,7 +204,7 @@ macro_rules! control_calls {
                 request: Request<skep_proto::v1::WatchEventsRequest>,
             ) -> Result<Response<Self::WatchEventsStream>, Status> {
                 route::authorise(self, &request)?;
-                Ok(Response::new(events::watch(&self.store)))
+                Ok(Response::new(events::watch(&self.store, self.stop.clone())))
             }
         }
     };

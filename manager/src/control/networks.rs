@@ -7,22 +7,38 @@ use skep_proto::v1::{
     CreateNetworkRequest, Empty, GetRequest, ListNetworksRequest, ListNetworksResponse, Network, ObjectKind, object,
 };
 use skep_state::State;
-use tonic::Status;
+use tonic::{Code, Status};
 
-use super::{Control, errors};
+use super::{Control, TRIES, errors};
 use crate::action::{put, remove as remove_object};
 
 /// Accepts a network, with its subnet and VNI allocated in the same command.
 pub(super) async fn create(control: &Control, request: CreateNetworkRequest) -> Result<Network, Status> {
-    let view = control.current().await?;
-    if let Some(network) = view.state.network(&request.id) {
-        return Ok(network.as_ref().clone());
-    }
     let spec = request.spec.ok_or_else(|| Status::invalid_argument("a network needs a spec"))?;
-    let network = validate::network(&view.state, spec, &request.id).map_err(errors::invalid)?;
-    control.change(vec![put(object::Kind::Network(network))]).await?;
+    let mut tries = 0;
+    loop {
+        let view = control.current().await?;
+        if let Some(network) = view.state.network(&request.id) {
+            return Ok(network.as_ref().clone());
+        }
+        let network = validate::network(&view.state, spec.clone(), &request.id).map_err(errors::invalid)?;
+        tries += 1;
+        match control.change(vec![put(object::Kind::Network(network))]).await {
+            // What was free has just been given to another one: the next look says what is, or why nothing can be.
+            Err(status) if is_taken(&status) && tries < TRIES => {}
+            done => {
+                done?;
+                break;
+            }
+        }
+    }
     let stored = control.store.view().state.network(&request.id);
     stored.map(|n| n.as_ref().clone()).ok_or_else(|| Status::aborted("the network was removed again at once"))
+}
+
+/// Whether what was planned did not fit the state any more.
+fn is_taken(status: &Status) -> bool {
+    matches!(status.code(), Code::AlreadyExists | Code::FailedPrecondition | Code::InvalidArgument | Code::Aborted)
 }
 
 /// One network by id, prefix or name.

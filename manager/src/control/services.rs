@@ -30,6 +30,7 @@ pub(super) async fn create(control: &Control, request: CreateServiceRequest) -> 
 pub(super) async fn update(control: &Control, request: UpdateServiceRequest) -> Result<UpdateServiceResponse, Status> {
     let view = control.current().await?;
     let service = find(&view.state, &request.reference)?;
+    errors::versioned(ObjectKind::Service, &request.reference, request.version)?;
     let wanted = if request.rollback {
         service.previous_spec.clone().ok_or_else(|| {
             Status::failed_precondition(format!("service {} has no previous spec to go back to", request.reference))

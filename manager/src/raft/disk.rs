@@ -65,17 +65,29 @@ pub(crate) struct Disk {
 /// Changes that become durable together.
 pub(crate) struct Batch(fjall::OwnedWriteBatch);
 
+/// Makes the entries of a directory durable.
+fn sync(dir: &Path) -> io::Result<()> {
+    std::fs::File::open(dir)?.sync_all()
+}
+
 impl Disk {
     /// Opens or creates the tables in `dir` and checks all that they hold.
     pub(crate) fn open(dir: &Path, cipher: Arc<Cipher>) -> Result<(Self, Anchor, Loaded), DiskError> {
         let io = |source| DiskError::Io { dir: dir.into(), source };
         std::fs::create_dir_all(dir).map_err(io)?;
+        // A crash while the tables are made leaves some that can't be opened and hold nothing: they are made anew.
+        let (log_dir, making) = (dir.join("log"), dir.join("log.making"));
+        if making.exists() && log_dir.exists() {
+            std::fs::remove_dir_all(&log_dir).map_err(io)?;
+        }
+        let new = !log_dir.exists();
+        if new {
+            std::fs::File::create(&making).and_then(|file| file.sync_all()).map_err(io)?;
+            sync(dir).map_err(io)?;
+        }
         let tables = AssertUnwindSafe(|| -> fjall::Result<(Database, Keyspace, Keyspace)> {
-            let db = Database::builder(dir.join("log"))
-                .cache_size(CACHE)
-                .worker_threads(1)
-                .max_journaling_size(JOURNALS)
-                .open()?;
+            let db =
+                Database::builder(&log_dir).cache_size(CACHE).worker_threads(1).max_journaling_size(JOURNALS).open()?;
             let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
             let log = db.keyspace("log", options)?;
             let meta = db.keyspace("meta", options)?;
@@ -90,6 +102,9 @@ impl Disk {
         })?;
         let disk = Self { db, log, meta, cipher };
         disk.check_key(dir)?;
+        if new {
+            std::fs::remove_file(&making).and_then(|()| sync(dir)).map_err(io)?;
+        }
         let loaded = disk.load().map_err(|e| DiskError::Damaged { dir: dir.into(), reason: e.to_string() })?;
         let (mut anchor, mark) = Anchor::open(&dir.join("anchor"), Arc::clone(&disk.cipher)).map_err(io)?;
         let here = Mark { last: loaded.last, vote: loaded.vote };

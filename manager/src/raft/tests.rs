@@ -122,6 +122,46 @@ async fn the_log_survives_a_restart_a_rewritten_tail_and_a_purge() {
 }
 
 #[tokio::test]
+async fn a_log_whose_making_was_cut_short_is_made_anew_and_one_that_was_made_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, closer) = open(dir.path()).await;
+    append(&mut log, vec![entry(1, 0, b"kept")]).await;
+    drop(log);
+    close(closer).await;
+    assert!(!dir.path().join("log.making").exists());
+    let (mut log, closer) = open(dir.path()).await;
+    assert_eq!(log.try_get_log_entries(..).await.unwrap(), [entry(1, 0, b"kept")]);
+    drop(log);
+    close(closer).await;
+
+    // Every file that a crash may have left alone, and all of them.
+    let made = tempfile::tempdir().unwrap();
+    drop(open(made.path()).await);
+    let mut names: Vec<_> = std::fs::read_dir(made.path().join("log")).unwrap().flatten().collect();
+    names.sort_by_key(std::fs::DirEntry::file_name);
+    assert!(names.len() > 1, "{names:?}");
+    for name in names {
+        let half = tempfile::tempdir().unwrap();
+        std::fs::create_dir(half.path().join("log")).unwrap();
+        if name.file_type().unwrap().is_dir() {
+            std::fs::create_dir(half.path().join("log").join(name.file_name())).unwrap();
+        } else {
+            std::fs::write(half.path().join("log").join(name.file_name()), b"").unwrap();
+        }
+        std::fs::write(half.path().join("log.making"), b"").unwrap();
+        let (mut log, closer) = open(half.path()).await;
+        append(&mut log, vec![entry(1, 0, b"new")]).await;
+        assert!(!half.path().join("log.making").exists());
+        drop(log);
+        close(closer).await;
+        let (mut log, closer) = open(half.path()).await;
+        assert_eq!(log.try_get_log_entries(..).await.unwrap(), [entry(1, 0, b"new")], "{name:?}");
+        drop(log);
+        close(closer).await;
+    }
+}
+
+#[tokio::test]
 async fn a_purge_is_not_waited_for_and_lies_between_its_neighbours() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, closer) = open(dir.path()).await;

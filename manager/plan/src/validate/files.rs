@@ -131,6 +131,10 @@ impl Taken {
             let why = format!("target `{target}` is /, /dev, /sys or in /proc, which every container has of its own");
             return Err(invalid(field, format!("{why}: choose another place")));
         }
+        if field != MOUNTS && path.starts_with("/sys/") {
+            let why = format!("target `{target}` is in /sys, where no files can be made: choose another place");
+            return Err(invalid(field, why));
+        }
         match self.0.insert(path, field) {
             None => Ok(()),
             Some(other) if other == field => Err(invalid(field, format!("two have the target {target}"))),

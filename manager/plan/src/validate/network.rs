@@ -14,7 +14,7 @@ const LONGEST_PREFIX: u8 = 29;
 
 /// What to say of a network that every node has one of and no service can use; `None` of others.
 pub fn only_overlay(name: &str) -> Option<&'static str> {
-    let why = "it is a single node's own, and services use overlay networks only: create one, or name none";
+    let why = "it is a single node's own, and services use overlay networks only: create one, or leave the network out";
     RESERVED.contains(&name).then_some(why)
 }
 
