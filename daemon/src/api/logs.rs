@@ -53,11 +53,12 @@ fn options(params: &Params) -> Result<LogOptions, ApiError> {
     })
 }
 
-/// The logs of tasks, which may run anywhere.
+/// The logs of tasks, which may run anywhere: those given, and of whoever follows a service's those that come.
 pub(super) async fn of_tasks(
     api: &Api,
     version: ApiVersion,
     tasks: Vec<TaskView>,
+    service_id: Option<String>,
     tty: bool,
     params: &Params,
 ) -> Result<Response, ApiError> {
@@ -66,9 +67,9 @@ pub(super) async fn of_tasks(
     let services: BTreeMap<String, String> =
         tasks.into_iter().filter_map(|view| view.task).map(|task| (task.id, task.service_id)).collect();
     let ids: Vec<String> = services.keys().cloned().collect();
-    let batches = api.backend.logs.task_logs(ids, options).await?;
+    let batches = api.backend.logs.task_logs(ids, service_id.clone(), options).await?;
     let origin = move |line: &LogLine| {
-        let service = services.get(&line.task_id).map(String::as_str).unwrap_or_default();
+        let service = services.get(&line.task_id).or(service_id.as_ref()).map(String::as_str).unwrap_or_default();
         format!(
             "com.docker.swarm.node.id={},com.docker.swarm.service.id={service},com.docker.swarm.task.id={} ",
             line.node_id, line.task_id

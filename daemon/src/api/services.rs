@@ -105,6 +105,7 @@ async fn service_logs(
     let service = control.get_service(api.call(v1::GetRequest { reference })).await?.into_inner();
     let request = v1::ListTasksRequest { service_id: service.id.clone(), node_id: String::new() };
     let tasks = control.list_tasks(api.call(request)).await?.into_inner().tasks;
-    let tty = service.spec.and_then(|s| s.task).and_then(|t| t.container).is_some_and(|c| c.tty);
-    logs::of_tasks(&api, version, tasks, tty, &params).await
+    let tty =
+        service.spec.as_ref().and_then(|s| s.task.as_ref()).and_then(|t| t.container.as_ref()).is_some_and(|c| c.tty);
+    logs::of_tasks(&api, version, tasks, Some(service.id), tty, &params).await
 }

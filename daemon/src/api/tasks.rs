@@ -126,5 +126,5 @@ async fn task_logs(
     let control = api.control().await?;
     let view = control.get_task(api.call(v1::GetRequest { reference })).await?.into_inner();
     let tty = view.spec.as_ref().and_then(|t| t.container.as_ref()).is_some_and(|c| c.tty);
-    logs::of_tasks(&api, version, vec![view], tty, &params).await
+    logs::of_tasks(&api, version, vec![view], None, tty, &params).await
 }

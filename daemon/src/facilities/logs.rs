@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use skep_manager::logs::LogTasks;
 use skep_proto::v1::{LogBatch, LogOptions};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,12 +18,13 @@ impl TaskLogs for LogsFacility {
     fn task_logs(
         &self,
         task_ids: Vec<String>,
+        service_id: Option<String>,
         options: LogOptions,
     ) -> BoxFuture<'_, Result<BoxStream<Result<LogBatch, Failure>>, Failure>> {
         Box::pin(async move {
             let manager =
                 self.0.manager().ok_or_else(|| Failure::Unavailable("this node is not a swarm manager".to_owned()))?;
-            let batches = manager.task_logs(task_ids, options);
+            let batches = manager.task_logs(LogTasks { task_ids, service_id }, options);
             Ok(Box::pin(ReceiverStream::new(batches).map(Ok)) as _)
         })
     }

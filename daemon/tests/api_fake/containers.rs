@@ -104,6 +104,7 @@ impl TaskLogs for Fake {
     fn task_logs(
         &self,
         task_ids: Vec<String>,
+        _: Option<String>,
         _: v1::LogOptions,
     ) -> BoxFuture<'_, Result<BoxStream<Result<v1::LogBatch, Failure>>, Failure>> {
         Box::pin(async move {

@@ -115,8 +115,12 @@ impl Dispatcher {
             to_worker,
         });
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(older) = sessions.insert(node_id.to_owned(), Arc::clone(&session)) {
+        let older = sessions.insert(node_id.to_owned(), Arc::clone(&session));
+        drop(sessions);
+        if let Some(older) = older {
             older.cancel.cancel();
+            // What the node was asked for over that one, it will not send any more.
+            self.subscriptions.node_left(node_id);
         }
         session
     }

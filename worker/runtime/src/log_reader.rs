@@ -5,7 +5,7 @@
 //! goes on with the oldest that are left. Called by the daemon for `logs`.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -149,8 +149,8 @@ impl LogReader {
                 self.watch = watch(&self.dirs).ok();
             }
             // Whoever wants the last lines has all of them counted: megabytes are too much for a thread that serves others.
-            let (dirs, tail) = (self.dirs.clone(), self.tail);
-            let opened = tokio::task::spawn_blocking(move || Cursor::open(&dirs, tail));
+            let (dirs, tail, follow) = (self.dirs.clone(), self.tail, self.follow);
+            let opened = tokio::task::spawn_blocking(move || Cursor::open(&dirs, tail, follow));
             self.cursor = opened.await.map_err(io::Error::other)??;
         }
         let Some(cursor) = &mut self.cursor else { return Ok(false) };
@@ -194,21 +194,34 @@ struct Cursor {
     file: File,
     /// The beginning of a record whose end is not there yet.
     rest: Vec<u8>,
+    /// Where reading ends, as file and bytes in it: a container may write faster than anybody reads.
+    end: Option<(u64, u64)>,
+    /// Bytes of this file that were read or passed over.
+    at: u64,
 }
 
 impl Cursor {
-    /// At the oldest line, or so that `tail` records are left; `None` while there is no log.
-    fn open(dirs: &Dirs, tail: Option<usize>) -> io::Result<Option<Self>> {
+    /// At the oldest line, or so that `tail` records are left; `None` while there is no log. Unless more is waited for,
+    /// it ends where the log ends now.
+    fn open(dirs: &Dirs, tail: Option<usize>, follow: bool) -> io::Result<Option<Self>> {
         let found = match numbers(&dirs.logs()) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let Some((mut number, mut skip)) = found.first().map(|first| (*first, 0)) else { return Ok(None) };
+        let end = match found.last() {
+            Some(last) if !follow => {
+                let size = existing(fs::metadata(dirs.logs().join(file_name(*last))))?.map_or(0, |file| file.len());
+                Some((*last, size))
+            }
+            _ => None,
+        };
         if let Some(tail) = tail {
             let mut left = tail;
             for candidate in found.iter().rev() {
-                let Some(lines) = count_lines(dirs, *candidate)? else { break };
+                let size = end.filter(|(last, _)| last == candidate).map_or(u64::MAX, |(_, size)| size);
+                let Some(lines) = count_lines(dirs, *candidate, size)? else { break };
                 (number, skip) = (*candidate, lines.saturating_sub(left));
                 left = left.saturating_sub(lines);
                 if left == 0 {
@@ -219,13 +232,17 @@ impl Cursor {
         let path = dirs.logs().join(file_name(number));
         let Some(mut file) = existing(File::open(path))? else { return Ok(None) };
         skip_lines(&mut file, skip)?;
-        Ok(Some(Cursor { dirs: dirs.clone(), number, file, rest: Vec::new() }))
+        let at = file.stream_position()?;
+        Ok(Some(Cursor { dirs: dirs.clone(), number, file, rest: Vec::new(), end, at }))
     }
 
     /// Reads a piece; false at the end of everything.
     fn read(&mut self, out: &mut Vec<LogLine>) -> io::Result<bool> {
         if self.read_piece(out)? {
             return Ok(true);
+        }
+        if self.end.is_some_and(|(last, _)| self.number >= last) {
+            return Ok(false);
         }
         let next = match numbers(&self.dirs.logs()) {
             Ok(found) => found.into_iter().find(|number| *number > self.number),
@@ -241,6 +258,7 @@ impl Cursor {
         if let Some(file) = existing(File::open(self.dirs.logs().join(file_name(next))))? {
             self.file = file;
             self.rest.clear();
+            self.at = 0;
         }
         self.number = next;
         Ok(true)
@@ -248,10 +266,17 @@ impl Cursor {
 
     fn read_piece(&mut self, out: &mut Vec<LogLine>) -> io::Result<bool> {
         let start = self.rest.len();
-        self.rest.resize(start + CHUNK, 0);
+        let left = match self.end {
+            Some((last, size)) if self.number == last => size.saturating_sub(self.at),
+            Some((last, _)) if self.number > last => 0,
+            _ => u64::MAX,
+        };
+        self.rest.resize(start + usize::try_from(left).unwrap_or(CHUNK).min(CHUNK), 0);
         let count = self.file.read(&mut self.rest[start..]);
         self.rest.truncate(start + *count.as_ref().unwrap_or(&0));
-        if count? == 0 {
+        let count = count?;
+        self.at += u64::try_from(count).unwrap_or(0);
+        if count == 0 {
             return Ok(false);
         }
         if let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') {
@@ -265,15 +290,17 @@ impl Cursor {
 }
 
 /// What is gone is nothing, not an error.
-fn existing(file: io::Result<File>) -> io::Result<Option<File>> {
-    match file {
+fn existing<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),
     }
 }
 
-fn count_lines(dirs: &Dirs, number: u64) -> io::Result<Option<usize>> {
-    let Some(mut file) = existing(File::open(dirs.logs().join(file_name(number))))? else { return Ok(None) };
+/// Lines in the first `size` bytes of a file.
+fn count_lines(dirs: &Dirs, number: u64, size: u64) -> io::Result<Option<usize>> {
+    let Some(file) = existing(File::open(dirs.logs().join(file_name(number))))? else { return Ok(None) };
+    let mut file = file.take(size);
     let mut buffer = vec![0; CHUNK];
     let mut lines = 0;
     loop {

@@ -54,6 +54,32 @@ async fn tail_over_files() {
     }
 }
 
+/// A container may write faster than anybody reads.
+#[tokio::test]
+async fn who_does_not_follow_reads_to_where_the_log_ended() {
+    for max_size in [4096, 1 << 20] {
+        let mut fixture = Fixture::new(max_size, 64);
+        for n in 0..200 {
+            fixture.print(&format!("{n}\n"));
+        }
+        let (all, last) = (fixture.reader().dirs, fixture.reader().tail(Some(3)).dirs);
+        let cursors = [Cursor::open(&all, None, false), Cursor::open(&last, Some(3), false)];
+        let following = Cursor::open(&all, Some(3), true).unwrap().unwrap();
+        for n in 200..2000 {
+            fixture.print(&format!("{n}\n"));
+        }
+        let read = |mut cursor: Cursor| {
+            let mut out = Vec::new();
+            while cursor.read(&mut out).unwrap() {}
+            out.into_iter().map(|line| String::from_utf8(line.bytes).unwrap()).collect::<Vec<_>>()
+        };
+        let [whole, tail] = cursors.map(|cursor| read(cursor.unwrap().unwrap()));
+        assert_eq!((whole.len(), whole.last().map(String::as_str)), (200, Some("199")), "{max_size}");
+        assert_eq!(tail, ["197", "198", "199"], "{max_size}");
+        assert_eq!(read(following).len(), 1803, "{max_size}");
+    }
+}
+
 #[tokio::test]
 async fn since_a_moment() {
     let mut fixture = Fixture::new(1 << 20, 1);
@@ -112,11 +138,12 @@ async fn no_log_is_no_error() {
 async fn a_slow_reader_goes_on_with_what_is_left() {
     let mut fixture = Fixture::new(4096, 2);
     fixture.print("first\n");
-    let mut reader = fixture.reader();
+    let mut reader = fixture.reader().follow(true);
     assert_eq!(reader.next().await.unwrap().unwrap().bytes, b"first");
     for n in 0..2000 {
         fixture.print(&format!("{n}\n"));
     }
+    fixture.end();
     let rest = drain(reader).await;
     assert_eq!(rest.last().unwrap(), "1999");
     assert!(rest.len() < 2000);
