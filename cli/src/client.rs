@@ -35,10 +35,14 @@ pub(crate) struct Refused {
 }
 
 impl std::fmt::Display for Refused {
-    /// The node words its advice for the `docker` command, whose users look for these very words; here it is `skep`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message.replace("\"docker ", "\"skep "))
+        f.write_str(&in_own_words(&self.message))
     }
+}
+
+/// A node words its advice for the `docker` command, whose users look for these very words; here it is `skep`.
+pub(crate) fn in_own_words(message: &str) -> String {
+    message.replace("\"docker ", "\"skep ")
 }
 
 impl std::error::Error for Refused {}

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{Client, escape, filters, is_not_found};
+use crate::network::confirmed;
 use crate::output::{self, List, ListArgs, line};
 use crate::value::At;
 use crate::{human, node};
@@ -62,6 +63,18 @@ pub(crate) enum Command {
         #[arg(required = true)]
         images: Vec<String>,
     },
+    /// Remove unused images
+    Prune {
+        /// Remove all unused images, not just those without a name
+        #[arg(short, long)]
+        all: bool,
+        /// Show only what fits: until=24h, label=tier=front
+        #[arg(long = "filter")]
+        filters: Vec<String>,
+        /// Do not prompt for confirmation
+        #[arg(short, long)]
+        force: bool,
+    },
     /// Create a tag TARGET that refers to SOURCE
     Tag {
         /// Image
@@ -85,6 +98,9 @@ pub(crate) enum Command {
 pub(crate) struct LsArgs {
     #[command(flatten)]
     list: ListArgs,
+    /// Show all images: here there are no intermediate ones that would be hidden
+    #[arg(short, long)]
+    all: bool,
     /// Show digests
     #[arg(long)]
     digests: bool,
@@ -102,6 +118,27 @@ pub(crate) struct LoadArgs {
     /// Suppress the load output
     #[arg(short, long)]
     quiet: bool,
+}
+
+/// Removes images that nothing uses.
+async fn prune(client: &Client, all: bool, mut wanted: Vec<String>, force: bool) -> Result<()> {
+    let which = if all { "images without at least one container" } else { "dangling images" };
+    if !force && !confirmed(&format!("WARNING! This will remove all {which}."))? {
+        return Ok(());
+    }
+    wanted.push(format!("dangling={}", !all));
+    let answer = client.post("/images/prune", &[("filters", &filters(&wanted)?)], None).await?;
+    let deleted = answer.list("ImagesDeleted");
+    if !deleted.is_empty() {
+        line("Deleted Images:")?;
+    }
+    for image in deleted {
+        match image.text("Untagged") {
+            "" => line(format!("deleted: {}", image.text("Deleted")))?,
+            reference => line(format!("untagged: {reference}"))?,
+        }
+    }
+    line(format!("\nTotal reclaimed space: {}", human::decimal_size(answer.number("SpaceReclaimed") as f64)))
 }
 
 /// Runs one of the verbs.
@@ -129,6 +166,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
             node::all(failed)
         }
         Command::Rm { force, images } => rm(client, force, &images).await,
+        Command::Prune { all, filters: wanted, force } => prune(client, all, wanted, force).await,
         Command::Tag { source, target } => {
             let (repository, tag) = split(&target);
             let query = [("repo", repository), ("tag", tag)];

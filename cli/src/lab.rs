@@ -16,10 +16,10 @@ pub(crate) enum Args {
     Up {
         #[command(flatten)]
         lab: Name,
-        /// Number of nodes
-        #[arg(long, default_value_t = 3)]
-        nodes: usize,
-        /// How many of them are managers [default: 3, or all if there are fewer]
+        /// Number of nodes [default: 3, or what the lab has]
+        #[arg(long)]
+        nodes: Option<usize>,
+        /// How many of them are managers [default: 3 or all if there are fewer, or what the lab has]
         #[arg(long)]
         managers: Option<usize>,
         /// Start the daemons only; make no swarm
@@ -104,18 +104,22 @@ pub(crate) struct Name {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args {
         Args::Up { lab, nodes, managers, no_swarm } => {
-            let managers = managers.unwrap_or(nodes.min(3));
+            let there = Lab::open(&lab.name).ok().map(|lab| lab.size());
+            let nodes = nodes.or(there.map(|(nodes, _)| nodes)).unwrap_or(3);
+            let of_there = there.filter(|(there, _)| *there == nodes).map(|(_, managers)| managers);
+            let managers = managers.or(of_there).unwrap_or(nodes.min(3));
             let stage = if no_swarm { Stage::Daemons } else { Stage::Swarm };
             let plan = Plan { name: lab.name.clone(), nodes, managers, stage };
             let made = Lab::up(&plan, &std::env::current_exe()?, &mut |line| output::note(line))?;
             show(&made)?;
             let first = if no_swarm { "swarm init" } else { "node ls" };
             output::note(format!("\nA node's daemon: skep lab exec --name {} n1 -- skep {first}", lab.name));
+            output::note(format!("What it logs:    {}", made.log("n1").display()));
         }
         Args::Status { lab: Name { name }, format } => {
             let lab = Lab::open(&name)?;
             match format.as_str() {
-                "json" => println!("{}", serde_json::to_string_pretty(&serde_json::to_value(lab.status()?)?)?),
+                "json" => output::line(serde_json::to_string_pretty(&serde_json::to_value(lab.status()?)?)?)?,
                 "table" => {
                     show(&lab)?;
                     let lacks: Vec<String> = lab.lacks().iter().map(ToString::to_string).collect();
@@ -151,7 +155,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Args::Demo { nodes, image } => {
             let exe = std::env::current_exe()?;
             let image = image.unwrap_or_else(|| exe.with_file_name("whoami.tar"));
-            demo::run(&exe, &image, "demo", nodes, &mut |line| println!("{line}"))?;
+            demo::run(&exe, &image, "demo", nodes, &mut |text| {
+                // The demonstration goes on to its end, and takes its lab down, whoever reads.
+                let _ = output::line(text);
+            })?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -179,11 +186,11 @@ fn exec(name: &str, node: &str, command: &[String]) -> Result<ExitCode> {
 }
 
 fn show(lab: &Lab) -> Result<()> {
-    println!("{:<6} {:<16} {:<9} {:<12} SOCKET", "NAME", "ADDRESS", "ROLE", "STATE");
-    for node in lab.status()? {
-        println!("{:<6} {:<16} {:<9} {:<12} {}", node.name, node.address, node.role, node.state, node.socket.display());
-    }
-    Ok(())
+    output::line(format!("{:<6} {:<16} {:<9} {:<12} SOCKET", "NAME", "ADDRESS", "ROLE", "STATE"))?;
+    lab.status()?.into_iter().try_for_each(|node| {
+        let socket = node.socket.display();
+        output::line(format!("{:<6} {:<16} {:<9} {:<12} {socket}", node.name, node.address, node.role, node.state))
+    })
 }
 
 /// The helper processes of a lab; `None` when the arguments ask for none. Called before any thread exists.

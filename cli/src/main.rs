@@ -47,7 +47,7 @@ struct Cli {
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
     /// Manage the swarm
     #[command(subcommand)]
@@ -162,7 +162,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Daemon(args) => daemon::run(args).map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => lab::run(args),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "skep", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "skep", &mut script);
+            output::raw(&script)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Shim => Ok(ExitCode::FAILURE),
@@ -233,6 +235,19 @@ mod tests {
         }
         for line in ["skep service create --env -a=-b --publish -1:80 whoami -c x", "skep service logs --tail -1 web"] {
             assert!(command_line(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_image_belongs_to_the_container() {
+        for line in
+            ["whoami --name x --replicas 3", "whoami --host 0.0.0.0", "whoami -d", "whoami -- sh", "whoami sh -c --env"]
+        {
+            let words = format!("skep service create --name own {line}");
+            let parsed = command_line(words.split(' ')).map(|cli| format!("{:?}", cli.command)).unwrap_or_default();
+            let args: Vec<&str> = line.split(' ').collect();
+            assert!(parsed.contains(&format!("image_and_args: {args:?}")), "{line}: {parsed}");
+            assert!(parsed.contains("name: \"own\""), "{line}: {parsed}");
         }
     }
 

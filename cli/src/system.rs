@@ -70,7 +70,7 @@ pub(crate) async fn info(client: &Client, args: FormatArgs) -> Result<()> {
 
 fn show_swarm(swarm: &Value) -> Result<()> {
     if !swarm.text("Error").is_empty() {
-        line(format!("  Error: {}", swarm.text("Error")))?;
+        line(format!("  Error: {}", crate::client::in_own_words(&swarm.text("Error"))))?;
     }
     if swarm.text("LocalNodeState") != "active" {
         return Ok(());

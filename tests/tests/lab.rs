@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -200,6 +201,23 @@ fn labs_are_made_used_and_taken_down_by_command() -> Result<()> {
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143)] {
         assert_eq!(lab(&name, "exec", &["n2", "--", "sh", "-c", script])?.status.code(), Some(code), "{script}");
     }
+    assert_eq!(lab(&name, "exec", &["n2", "--", "no-such-program"])?.status.code(), Some(127));
+    // Of the size that it has, whatever that is.
+    assert_eq!(status(&name)?, whole);
+    let again = lab(&name, "up", &[])?;
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.success() && said.contains("is up already"), "{said}");
+    let other = lab(&lab_name("other"), "status", &[])?;
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(!other.status.success() && said.contains("(there is ") && said.contains(&name), "{said}");
+    // A reader that goes, or a full disk, is an error like any other.
+    let full = Command::new(program("skep")?)
+        .args(["lab", "status", "--name", &name])
+        .stdout(File::options().write(true).open("/dev/full")?)
+        .output()?;
+    let said = String::from_utf8_lossy(&full.stderr).into_owned();
+    assert!(full.status.code() == Some(1) && said.contains("standard output"), "{said}");
+
     let nobody = lab(&name, "exec", &["n4", "--", "true"])?;
     assert!(!nobody.status.success() && String::from_utf8_lossy(&nobody.stderr).contains("no machine \"n4\""));
 

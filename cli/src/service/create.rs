@@ -1,6 +1,6 @@
 //! `skep service create`.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::change::Lists;
@@ -85,11 +85,9 @@ pub(crate) struct Args {
     /// Set a limit, soft:hard: nofile=1024:2048
     #[arg(long = "ulimit")]
     ulimits: Vec<String>,
-    /// Image
-    image: String,
-    /// Command and arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    args: Vec<String>,
+    /// Image, and what its containers run instead of its own command. Options for the service come before it
+    #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE [COMMAND] [ARG]")]
+    image_and_args: Vec<String>,
 }
 
 /// Creates a service and waits for it.
@@ -105,10 +103,10 @@ pub(super) async fn run(client: &Client, mut args: Args) -> Result<()> {
 
 /// The spec before the other flags.
 fn base(args: &Args) -> Result<Value> {
-    let mut spec =
-        json!({ "Name": args.name, "TaskTemplate": { "ContainerSpec": { "Image": parse::image(&args.image) } } });
-    if !args.args.is_empty() {
-        spec.set(&format!("{CONTAINER}.Args"), json!(args.args));
+    let (image, command) = args.image_and_args.split_first().context("give an image")?;
+    let mut spec = json!({ "Name": args.name, "TaskTemplate": { "ContainerSpec": { "Image": parse::image(image) } } });
+    if !command.is_empty() {
+        spec.set(&format!("{CONTAINER}.Args"), json!(command));
     }
     match args.mode.as_str() {
         "replicated" => spec.set("Mode.Replicated.Replicas", json!(1)),

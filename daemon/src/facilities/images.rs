@@ -73,7 +73,8 @@ impl Images for ImagesFacility {
             let loaded = self
                 .blocking(move |store| {
                     let reference = (!request.reference.is_empty()).then_some(request.reference.as_str());
-                    store.import(reader, reference, &request.changes, &Limits::default())
+                    let comment = Some(request.message.as_str()).filter(|message| !message.is_empty());
+                    store.import(reader, reference, &request.changes, comment, &Limits::default())
                 })
                 .await?;
             self.events.publish(of_image("import", &loaded.id, loaded.references.first().unwrap_or(&loaded.id)));

@@ -26,6 +26,9 @@ pub const INIT: &str = "lab-init";
 /// First argument of the helper that enters one.
 pub const ENTER: &str = "lab-enter";
 
+/// What shells exit with when there is no such program.
+pub const NOT_FOUND: u8 = 127;
+
 /// How long a machine may take to come up or to end.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -214,10 +217,13 @@ pub fn enter_main(args: &[String]) -> Result<u8> {
     if let Some(directory) = directory {
         let _ = std::env::set_current_dir(directory);
     }
-    let status = Command::new(program)
-        .args(rest)
-        .status()
-        .with_context(|| format!("{program} could not be run on the machine"))?;
+    let status = match Command::new(program).args(rest).status() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let _ = writeln!(std::io::stderr(), "{program}: there is no such program");
+            return Ok(NOT_FOUND);
+        }
+        status => status.with_context(|| format!("{program} could not be run on the machine"))?,
+    };
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(u8::try_from(code).unwrap_or(1))

@@ -158,7 +158,10 @@ impl Lab {
         let content = match fs::read(&file) {
             Ok(content) => content,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                bail!("there is no lab {name:?}; make one with: skep lab up --name {name}");
+                let others = others();
+                let there =
+                    if others.is_empty() { String::new() } else { format!(" (there is {})", others.join(", ")) };
+                bail!("there is no lab {name:?}{there}; make one with: skep lab up --name {name}");
             }
             Err(error) => return Err(error).with_context(|| format!("lab {name}: {} can't be read", file.display())),
         };
@@ -180,6 +183,11 @@ impl Lab {
             let lab = self.layout.name();
             format!("machine {name} of lab {lab} is off; start it with: skep lab restart --name {lab} {name}")
         })
+    }
+
+    /// How many nodes it has, and how many of them it began with as managers.
+    pub fn size(&self) -> (usize, usize) {
+        (self.record.nodes, self.record.managers)
     }
 
     /// Names of the nodes.
@@ -255,10 +263,15 @@ impl Lab {
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0);
-        let child = child.spawn().with_context(|| format!("the daemon of {node} could not be started"))?;
+        let mut child = child.spawn().with_context(|| format!("the daemon of {node} could not be started"))?;
         // The helper waits for the daemon inside the machine; its child is the daemon itself.
         let helper = i32::try_from(child.id())?;
-        let pid = until(DAEMON_DEADLINE, "the daemon's process", || first_child(helper))?;
+        let pid = until(DAEMON_DEADLINE, "the daemon's process", || {
+            let ended = || child.try_wait().ok().flatten().map(|_| None);
+            first_child(helper).map(Some).or_else(ended)
+        });
+        let pid = pid.transpose().unwrap_or_else(|| bail!("it ended at once"));
+        let pid = pid.with_context(|| self.last_words(node))?;
         let started = machine::started(pid).context("the daemon ended at once; see its log")?;
         machine::write_atomically(&layout.daemon_file(node), &serde_json::to_vec(&Init { pid, started })?)
     }
@@ -268,11 +281,13 @@ impl Lab {
         let answered = until(DAEMON_DEADLINE, "the daemon's answer", || {
             std::os::unix::net::UnixStream::connect(&socket).ok().map(drop)
         });
-        answered.with_context(|| {
-            let log = fs::read_to_string(self.layout.log(node)).unwrap_or_default();
-            let last: Vec<&str> = log.lines().rev().take(5).collect();
-            format!("daemon of {node}; its last words:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"))
-        })
+        answered.with_context(|| self.last_words(node))
+    }
+
+    fn last_words(&self, node: &str) -> String {
+        let log = fs::read_to_string(self.layout.log(node)).unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(5).collect();
+        format!("daemon of {node}; its last words:\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"))
     }
 
     // ---- what people do to a lab --------------------------------------------------------------------------------
@@ -390,6 +405,15 @@ impl Lab {
         }
         .to_owned()
     }
+}
+
+/// Names of the labs that are here.
+fn others() -> Vec<String> {
+    let found = fs::read_dir("/run/skep-lab").into_iter().flatten().flatten();
+    let names = found.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| Layout::new(name).is_ok_and(|lab| lab.file().exists())).collect();
+    names.sort();
+    names
 }
 
 /// The first child of a process.

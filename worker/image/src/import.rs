@@ -19,12 +19,13 @@ impl Store {
     /// Makes an image of the tar of a root file system, plain or compressed with gzip or zstd.
     ///
     /// `reference` is its name, with `:latest` if there is no tag. `changes` are Dockerfile instructions
-    /// (`CMD ["/x"]`, `ENV A=b`, …) that fill its config. On an error nothing is in the store.
+    /// (`CMD ["/x"]`, `ENV A=b`, …) that fill its config, `comment` stands in its history. On an error nothing is in the store.
     pub fn import(
         &self,
         rootfs_tar: impl Read,
         reference: Option<&str>,
         changes: &[String],
+        comment: Option<&str>,
         limits: &Limits,
     ) -> Result<Loaded> {
         let reference = reference.map(Reference::parse).transpose()?;
@@ -40,7 +41,7 @@ impl Store {
         let (_, stream) = decompress(rootfs_tar).map_err(Error::reading)?;
         let layer = blob::stage(Metered { inner: stream, budget: &mut budget }, staging.fresh())?;
         let created = Some(Timestamp::now());
-        let comment = "Imported from -".to_owned();
+        let comment = comment.unwrap_or("Imported from -").to_owned();
         let file = ConfigFile {
             created,
             architecture: host_architecture().to_owned(),

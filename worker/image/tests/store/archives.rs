@@ -128,22 +128,22 @@ fn imports_make_an_image_of_a_root_file_system() {
     for bytes in [rootfs.clone(), gzip(&rootfs), zst(&rootfs)] {
         let place = Place::new();
         let changes = ["CMD [\"/bin/x\"]".to_owned(), "ENV P=1".to_owned()];
-        let loaded = place.store.import(bytes.as_slice(), Some("flat"), &changes, &limits()).unwrap();
+        let loaded = place.store.import(bytes.as_slice(), Some("flat"), &changes, Some("by hand"), &limits()).unwrap();
         assert_eq!(loaded.references, ["flat:latest"]);
         let image = place.store.resolve("flat").unwrap();
         assert_eq!(image.config.cmd.as_deref(), Some(&["/bin/x".to_owned()][..]));
         assert_eq!(image.layers, [Digest::of(&rootfs).to_string()]);
-        assert_eq!(image.history[0].comment, "Imported from -");
+        assert_eq!(image.history[0].comment, "by hand");
         let mut saved = Vec::new();
         place.store.save(&["flat"], &mut saved).unwrap();
         assert_eq!(Place::new().store.load(saved.as_slice(), &limits()).unwrap()[0].id, image.id);
     }
     let place = Place::new();
     for bytes in [&b""[..], b"no tar at all", &rootfs[..rootfs.len() - 1024], &rootfs[..5000]] {
-        place.store.import(bytes, Some("flat"), &[], &limits()).unwrap_err();
+        place.store.import(bytes, Some("flat"), &[], None, &limits()).unwrap_err();
         assert_eq!(place.left(), Vec::<String>::new());
     }
-    place.store.import(rootfs.as_slice(), None, &["RUN x".to_owned()], &limits()).unwrap_err();
+    place.store.import(rootfs.as_slice(), None, &["RUN x".to_owned()], None, &limits()).unwrap_err();
 }
 
 #[test]

@@ -166,7 +166,7 @@ fn nothing_outside_of_a_layer_is_ever_touched() {
             }
         }
         assert_eq!(place.canary(), before, "{name}: removal changed what is outside");
-        let imported = place.store.import(tar.as_slice(), None, &[], &Limits::default());
+        let imported = place.store.import(tar.as_slice(), None, &[], None, &Limits::default());
         assert_eq!(imported.is_ok(), attack.outcome == Outcome::Confined, "{name}");
         assert_eq!(place.canary(), before, "{name}: the import changed what is outside");
 
