@@ -135,6 +135,15 @@ impl Control {
         }
     }
 
+    /// Proposes a new object. A call that is tried again may find its first try, which was on its way still: that is the
+    /// object that it wants, by the id that both carry.
+    async fn create(&self, action: Action, is_there: impl Fn(&State) -> bool) -> Result<(), Status> {
+        match self.change(vec![action]).await {
+            Err(status) if status.code() == Code::AlreadyExists && is_there(&self.store.view().state) => Ok(()),
+            done => done.map(|_| ()),
+        }
+    }
+
     /// Proposes an all-or-nothing change and returns its index.
     async fn change(&self, actions: Vec<Action>) -> Result<u64, Status> {
         store::propose(&self.raft, now_ns(), actions, CALL_DEADLINE).await.map_err(errors::store)
@@ -250,11 +259,28 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::cell::Cell;
 
-    use skep_proto::v1::{Node, object};
+    use skep_proto::v1::{Annotations, Config, ConfigSpec, Node, object};
 
     use super::*;
     use crate::action::put;
     use crate::testing::alone;
+
+    #[tokio::test]
+    async fn a_creation_that_finds_its_first_try_has_done_its_work_and_no_other_one_has() {
+        let (_dir, manager) = alone(Vec::new()).await;
+        let control = manager.control();
+        let config = |id: &str| {
+            let annotations = Some(Annotations { name: "c".into(), ..Annotations::default() });
+            let spec = Some(ConfigSpec { annotations, ..ConfigSpec::default() });
+            put(object::Kind::Config(Config { id: id.into(), spec, meta: None }))
+        };
+        let there = |id: &'static str| move |state: &State| state.config(id).is_some();
+        control.create(config("own"), there("own")).await.unwrap();
+        control.create(config("own"), there("own")).await.unwrap();
+        let taken = control.create(config("other"), there("other")).await.unwrap_err();
+        assert_eq!(taken.code(), Code::AlreadyExists, "{taken}");
+        manager.shutdown().await;
+    }
 
     #[tokio::test]
     async fn a_change_is_tried_again_while_its_object_changes() {

@@ -170,7 +170,20 @@ fn is_of_the_line(code: Code) -> bool {
 fn is_worth_another(status: &Status, elapsed: Duration, in_time: bool) -> bool {
     // A leader that has lost its quorum says so to others sooner than it shows.
     let given_up = errors::is_leaderless(status) && elapsed >= LEADERLESS;
-    status.code() == Code::Unavailable && in_time && !given_up
+    let lost = status.code() == Code::Unavailable || is_broken_off(status);
+    lost && in_time && !given_up
+}
+
+/// Whether the connection broke while the call was on its way, as when the leader's process dies.
+fn is_broken_off(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::transport::Error>() {
+            return status.code() == Code::Unknown;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 #[cfg(test)]

@@ -35,7 +35,8 @@ macro_rules! kept_data {
                 let spec = request.spec.ok_or_else(|| Status::invalid_argument("a spec is missing"))?;
                 let spec = $validate(&view.state, spec).map_err(errors::invalid)?;
                 let object = $object { id: request.id.clone(), spec: Some(spec), meta: None };
-                control.change(vec![put(object::Kind::$object(object))]).await?;
+                let is_there = |state: &State| state.$by_id(&request.id).is_some();
+                control.create(put(object::Kind::$object(object)), is_there).await?;
             }
             let stored = control.store.view().state.$by_id(&request.id);
             stored.map(|o| $show(o.as_ref())).ok_or_else(|| Status::aborted("it was removed again at once"))

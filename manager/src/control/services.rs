@@ -22,7 +22,8 @@ pub(super) async fn create(control: &Control, request: CreateServiceRequest) -> 
     let spec = validate::service(&view.state, spec, None).map_err(errors::invalid)?;
     let warnings = validate::warnings(&spec);
     let service = Service { id: request.id.clone(), spec: Some(spec), ..Service::default() };
-    control.change(vec![put(object::Kind::Service(service))]).await?;
+    let is_there = |state: &State| state.service(&request.id).is_some();
+    control.create(put(object::Kind::Service(service)), is_there).await?;
     Ok(CreateServiceResponse { id: request.id, warnings })
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use skep_proto::v1::{IpamConfig, Node};
+use skep_proto::v1::{IpamConfig, Network, Node};
 use skep_state::State;
 use skep_state::subnet::{Subnet, format_address, parse_address};
 
@@ -46,7 +46,7 @@ pub(crate) enum Error {
 /// Chooses what `config` leaves open. Its texts are valid: the caller has checked them.
 pub(crate) fn plan(state: &State, config: &IpamConfig) -> Result<Plan, Error> {
     let used: Vec<(Subnet, &str)> =
-        state.networks().filter_map(|n| Some((n.subnet.parse().ok()?, n.id.as_str()))).collect();
+        state.networks().filter_map(|n| Some((n.subnet.parse().ok()?, network_name(n)))).collect();
     let subnet = match config.subnet.parse::<Subnet>() {
         Ok(wanted) => {
             is_free(state, wanted, &used)?;
@@ -99,6 +99,11 @@ fn node_addresses(state: &State) -> impl Iterator<Item = (u32, Arc<Node>)> + '_ 
         let host = |text: &str| parse_address(text.rsplit_once(':').map_or(text, |(host, _)| host));
         texts.filter_map(host).map(|address| (address, Arc::clone(node))).collect::<Vec<_>>()
     })
+}
+
+fn network_name(network: &Network) -> &str {
+    let annotations = network.spec.as_ref().and_then(|spec| spec.annotations.as_ref());
+    annotations.map_or(network.id.as_str(), |annotations| annotations.name.as_str())
 }
 
 fn name(node: &Node) -> String {
