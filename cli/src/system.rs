@@ -4,7 +4,7 @@ use anyhow::Result;
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use crate::client::{Client, filters};
+use crate::client::{Client, filters, in_own_words};
 use crate::output::{self, line};
 use crate::template::Template;
 use crate::value::At;
@@ -70,7 +70,7 @@ pub(crate) async fn info(client: &Client, args: FormatArgs) -> Result<()> {
 
 fn show_swarm(swarm: &Value) -> Result<()> {
     if !swarm.text("Error").is_empty() {
-        line(format!("  Error: {}", crate::client::in_own_words(&swarm.text("Error"))))?;
+        line(format!("  Error: {}", in_own_words(swarm.text("Error"))))?;
     }
     if swarm.text("LocalNodeState") != "active" {
         return Ok(());

@@ -153,7 +153,7 @@ mod tests {
         let left = || liveness.left().contains("a");
         liveness.note(start, &[beat("a", 7)]);
         assert!(!left());
-        liveness.note(start, &[goodbye.clone()]);
+        liveness.note(start, std::slice::from_ref(&goodbye));
         assert!(left());
         // A sign of life from before that was slower, its manager's book, a leader that stood still.
         liveness.note(start, &[beat("a", 7)]);
