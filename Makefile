@@ -135,6 +135,8 @@ verify: setup-build ## format, tidy, clippy with warnings as errors, documentati
 
 bench: setup-test build compile-tests ## measure, side by side with Docker Swarm; the results go to docs/benchmarks.md (root)
 	unshare --mount "$(TESTED)/peer-bench"
+	@# What was mounted there went with the namespace.
+	@rmdir /run/skep-lab /var/lib/skep-lab 2>/dev/null || true
 
 install: ## put the built binary, its unit and its completions in place: PREFIX, DESTDIR
 	@[ -x target/skep ] || { echo "there is no target/skep: run \`make build\` first" >&2; exit 1; }
