@@ -32,8 +32,8 @@ pub(crate) enum Error {
     },
 }
 
-/// Takes the lock of a data directory, which is made if need be. A daemon that was killed may hold it for a moment after
-/// its process is said to be gone: so long it is waited for.
+/// Takes the lock of a data directory, which is made if need be. A daemon that was killed may hold it for a moment
+/// after its process is said to be gone: so long it is waited for.
 pub(crate) fn take(data_dir: &Path, patience: Duration) -> Result<Lock, Error> {
     let until = Instant::now() + patience;
     loop {

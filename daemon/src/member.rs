@@ -69,8 +69,8 @@ pub(crate) struct Parts {
 /// The swarm has removed a node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this node was removed from the swarm and runs no tasks any more ({why}); use \"docker swarm leave --force\" and join it \
-     again"
+    "this node was removed from the swarm and runs no tasks any more ({why}); use \"docker swarm leave --force\" and \
+     join it again"
 )]
 pub(crate) struct Removal {
     /// Which one: this node may have joined again since.
@@ -429,8 +429,9 @@ impl Member {
         membership::forget(data).context("the swarm can't be forgotten")
     }
 
-    /// The swarm has removed this node: ends its tasks, whose addresses are others' now, takes its wires away and stops.
-    /// What the node knows of the swarm stays on disk: after a restart it is told once more, and says so, until it leaves.
+    /// The swarm has removed this node: ends its tasks, whose addresses are others' now, takes its wires away and
+    /// stops. What the node knows of the swarm stays on disk: after a restart it is told once more, and says so, until
+    /// it leaves.
     pub(crate) async fn end(&self) {
         self.end_tasks().await;
         self.shutdown().await;

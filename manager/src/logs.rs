@@ -141,8 +141,8 @@ impl Following {
 type Batches = std::pin::Pin<Box<dyn futures::Stream<Item = Result<LogBatch, Status>> + Send>>;
 
 impl Manager {
-    /// Logs of tasks from all nodes. Ends when every worker has finished; with `follow` when no task is left that may say
-    /// more, or the reader goes. Failures of single nodes are part of the stream, unless it goes on.
+    /// Logs of tasks from all nodes. Ends when every worker has finished; with `follow` when no task is left that may
+    /// say more, or the reader goes. Failures of single nodes are part of the stream, unless it goes on.
     pub fn task_logs(&self, tasks: LogTasks, options: LogOptions) -> mpsc::Receiver<LogBatch> {
         let (out, reader) = mpsc::channel(QUEUE);
         let this = self.clone();

@@ -450,8 +450,8 @@ pub struct Stats {
 /// Logs of tasks anywhere in the cluster.
 pub trait TaskLogs: Send + Sync + 'static {
     /// Output of the given tasks, and with `follow` of those that the service gets later. The stream ends when all of
-    /// them have nothing more to say (with `follow`: when they, and the service, are gone). A task whose log can't be had
-    /// shows up in [`LogBatch::failures`].
+    /// them have nothing more to say (with `follow`: when they, and the service, are gone). A task whose log can't be
+    /// had shows up in [`LogBatch::failures`].
     fn task_logs(
         &self,
         task_ids: Vec<String>,

@@ -43,8 +43,8 @@ enum Failure {
 pub type Authority = (RootCa, Duration);
 
 /// Renews the certificate for as long as the node is a member. `managers` tells the addresses to try, in that order;
-/// `alone` the root to sign with when this node is the cluster's only manager. Ends when `stop` is cancelled, or with the
-/// words of a manager that has asked its quorum: this node was removed.
+/// `alone` the root to sign with when this node is the cluster's only manager. Ends when `stop` is cancelled, or with
+/// the words of a manager that has asked its quorum: this node was removed.
 pub async fn renew(
     holder: Holder,
     managers: impl Fn() -> Vec<String> + Send + Sync,

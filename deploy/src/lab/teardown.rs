@@ -60,8 +60,8 @@ fn machines(layout: &Layout) -> Vec<Init> {
     inits
 }
 
-/// What is left of a lab on this machine: processes, mounts, cgroups, files, a command that is at work on it. Namespaces
-/// and links need no look of their own: they end with the processes that hold them.
+/// What is left of a lab on this machine: processes, mounts, cgroups, files, a command that is at work on it.
+/// Namespaces and links need no look of their own: they end with the processes that hold them.
 pub fn leftovers(name: &str) -> Vec<String> {
     let Ok(layout) = Layout::new(name) else { return Vec::new() };
     let mut left = remains(&layout);

@@ -135,8 +135,8 @@ impl Control {
         }
     }
 
-    /// Proposes a new object. A call that is tried again may find its first try, which was on its way still: that is the
-    /// object that it wants, by the id that both carry.
+    /// Proposes a new object. A call that is tried again may find its first try, which was on its way still: that is
+    /// the object that it wants, by the id that both carry.
     async fn create(&self, action: Action, is_there: impl Fn(&State) -> bool) -> Result<(), Status> {
         match self.change(vec![action]).await {
             Err(status) if status.code() == Code::AlreadyExists && is_there(&self.store.view().state) => Ok(()),

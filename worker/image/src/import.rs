@@ -19,7 +19,8 @@ impl Store {
     /// Makes an image of the tar of a root file system, plain or compressed with gzip or zstd.
     ///
     /// `reference` is its name, with `:latest` if there is no tag. `changes` are Dockerfile instructions
-    /// (`CMD ["/x"]`, `ENV A=b`, …) that fill its config, `comment` stands in its history. On an error nothing is in the store.
+    /// (`CMD ["/x"]`, `ENV A=b`, …) that fill its config, `comment` stands in its history. On an error nothing is in the
+    /// store.
     pub fn import(
         &self,
         rootfs_tar: impl Read,

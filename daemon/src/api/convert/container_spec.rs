@@ -116,7 +116,8 @@ fn mount_in(model: models::Mount) -> Result<v1::Mount, Error> {
         return Err(Error::value("TaskTemplate.ContainerSpec.Mounts.Target", message));
     }
     if r#type == v1::MountType::Volume && model.volume_options.is_some() {
-        // The manager refuses it anyway; else one would be told of an option first, which a stack's is not even its user's.
+        // The manager refuses it anyway; else one would be told of an option first, which in a stack is not even the
+        // user's own.
         return Err(Error::value(FIELD, format!("{target}: {}", skep_plan::validate::NO_VOLUMES)));
     }
     let tmpfs = model.tmpfs_options.unwrap_or_default();
