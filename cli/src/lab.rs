@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use skep_deploy::lab::{Lab, Plan, Stage, demo, leftovers, machine};
+use skep_deploy::lab::{Lab, NodeStatus, Plan, Stage, demo, leftovers, machine};
 
 use crate::output;
 
@@ -112,6 +112,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let plan = Plan { name: lab.name.clone(), nodes, managers, stage };
             let made = Lab::up(&plan, &std::env::current_exe()?, &mut |line| output::note(line))?;
             show(&made)?;
+            // Who left, or was removed, is the user's business: it is not taken back unasked.
+            let is_out = |node: &NodeStatus| !no_swarm && node.state == "up" && node.role == "-";
+            let out: Vec<String> = made.status()?.into_iter().filter(is_out).map(|node| node.name).collect();
+            if !out.is_empty() {
+                output::note(format!("\nin no swarm: {}; `skep swarm join` takes them in again", out.join(", ")));
+            }
             let first = if no_swarm { "swarm init" } else { "node ls" };
             output::note(format!("\nA node's daemon: skep lab exec --name {} n1 -- skep {first}", lab.name));
             output::note(format!("What it logs:    {}", made.log("n1").display()));

@@ -99,7 +99,7 @@ fn show_swarm(swarm: &Value) -> Result<()> {
 
 /// Shows the versions of both sides; the client's own even when no daemon answers.
 pub(crate) async fn version(client: &Client, args: FormatArgs) -> Result<()> {
-    let own = json!({ "Version": env!("CARGO_PKG_VERSION"), "Os": "linux", "Arch": std::env::consts::ARCH });
+    let own = json!({ "Version": env!("CARGO_PKG_VERSION"), "Os": "linux", "Arch": architecture() });
     let server = client.get("/version", &[]).await;
     if args.format.is_some() {
         let both = json!({ "Client": own, "Server": server.as_ref().ok() });
@@ -116,8 +116,19 @@ pub(crate) async fn version(client: &Client, args: FormatArgs) -> Result<()> {
         server.text("ApiVersion"),
         server.text("MinAPIVersion")
     ))?;
-    line(format!(" Git commit:        {}", server.text("GitCommit")))?;
+    if !server.text("GitCommit").is_empty() {
+        line(format!(" Git commit:        {}", server.text("GitCommit")))?;
+    }
     line(format!(" OS/Arch:           {}/{}", server.text("Os"), server.text("Arch")))
+}
+
+/// This program's architecture in the words of the API.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 /// Prints events as they come.
