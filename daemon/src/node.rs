@@ -260,10 +260,7 @@ impl Node {
         membership::save(&self.config.data_dir, &membership)?;
         let entered = self.enter(self.holder(identity), membership, listener, beginning).await;
         if entered.is_err() {
-            let _ = membership::forget(&self.config.data_dir);
-            for dir in ["raft", "identity"] {
-                let _ = std::fs::remove_dir_all(self.config.data_dir.join(dir));
-            }
+            let _ = self.forget();
         }
         entered
     }

@@ -76,6 +76,9 @@ impl Following {
         if self.is_late(now_ns) {
             return Vec::new();
         }
+        // Whoever follows for a year must not remember every task of it.
+        self.over.retain(|id| state.task(id).is_some());
+        self.last_ns.retain(|id, _| state.task(id).is_some());
         // A container that is not there yet has no log.
         let begun = |task: &Arc<Task>| task.observed() >= TaskState::Running && !task.node_id.is_empty();
         let new = |task: &Arc<Task>| !self.reading.contains(&task.id) && !self.over.contains(&task.id);
@@ -101,31 +104,27 @@ impl Following {
         }
     }
 
-    /// Notes what came. Who could not be asked is asked again: that is no failure for somebody who waits.
-    fn heard(&mut self, batch: LogBatch) -> LogBatch {
+    /// Notes what came. A task that may say more is asked again: that is no failure for somebody who waits. What one
+    /// that has ended had said can't be had.
+    fn heard(&mut self, state: &State, mut batch: LogBatch) -> LogBatch {
         for line in &batch.lines {
             let last = self.last_ns.entry(line.task_id.clone()).or_default();
             *last = line.at_ns.max(*last);
         }
-        for failure in &batch.failures {
-            self.reading.remove(&failure.task_id);
-        }
-        LogBatch { lines: batch.lines, ..LogBatch::default() }
-    }
-
-    /// Nobody has a session with the nodes of these tasks.
-    fn missing(&mut self, state: &State, tasks: impl IntoIterator<Item = String>) {
-        let tasks: Vec<String> = tasks.into_iter().collect();
-        self.ended(state, &tasks);
+        batch.failures.retain(|failure| {
+            let tasks = std::slice::from_ref(&failure.task_id);
+            self.ended(state, tasks);
+            self.over.contains(&failure.task_id)
+        });
+        batch
     }
 
     /// No more comes of these tasks for now: for ever, if they have ended.
     fn ended(&mut self, state: &State, tasks: &[String]) {
         for id in tasks {
             let was_read = self.reading.remove(id);
-            if was_read && state.task(id).is_none_or(|task| task.observed().is_terminal()) {
+            if was_read && state.task(id).is_some_and(|task| task.observed().is_terminal()) {
                 self.over.insert(id.clone());
-                self.last_ns.remove(id);
             }
         }
     }
@@ -136,6 +135,16 @@ impl Following {
         let may_come = service.is_some_and(|id| state.service(id).is_some());
         self.is_late(now_ns) || (!may_come && self.all(state).all(|task| self.over.contains(&task.id)))
     }
+}
+
+/// What to say of tasks whose node has a session with nobody. One that was never placed has no log, and that is no
+/// failure.
+fn out_of_reach(state: &State, tasks: BTreeSet<String>) -> Vec<LogFailure> {
+    let failure = |task_id: String| {
+        let node_id = state.task(&task_id).map(|task| task.node_id.clone()).filter(|node| !node.is_empty())?;
+        Some(LogFailure { task_id, node_id, message: "the node is not connected to any manager".to_owned() })
+    };
+    tasks.into_iter().filter_map(failure).collect()
 }
 
 type Batches = std::pin::Pin<Box<dyn futures::Stream<Item = Result<LogBatch, Status>> + Send>>;
@@ -167,12 +176,7 @@ impl Manager {
     async fn gather_logs(&self, task_ids: Vec<String>, options: LogOptions, out: mpsc::Sender<LogBatch>) {
         let view = self.store.view();
         let asked = self.open_logs(task_ids, options).await;
-        let failures = asked.missing.into_iter().filter_map(|task_id| {
-            // A task that was never placed has no log, and that is no failure.
-            let node_id = view.state.task(&task_id).map(|t| t.node_id.clone()).filter(|n| !n.is_empty())?;
-            Some(LogFailure { task_id, node_id, message: "the node is not connected to any manager".to_owned() })
-        });
-        let failures: Vec<_> = failures.collect();
+        let failures = out_of_reach(&view.state, asked.missing);
         if !failures.is_empty() && out.send(LogBatch { failures, ..LogBatch::default() }).await.is_err() {
             return;
         }
@@ -206,7 +210,12 @@ impl Manager {
                     }
                 }
                 Some(asked) = opening.next(), if !opening.is_empty() => {
-                    following.missing(&self.store.view().state, asked.missing);
+                    let state = &self.store.view().state;
+                    let failures = out_of_reach(state, asked.missing);
+                    let batch = following.heard(state, LogBatch { failures, ..LogBatch::default() });
+                    if !batch.failures.is_empty() && out.send(batch).await.is_err() {
+                        return;
+                    }
                     for (tasks, stream) in asked.streams {
                         // The last item says whose lines have come to their end.
                         let end = futures::stream::once(std::future::ready(Err(tasks)));
@@ -215,8 +224,9 @@ impl Manager {
                 }
                 Some(item) = streams.next(), if !streams.is_empty() => match item {
                     Ok(batch) => {
-                        let batch = following.heard(batch);
-                        if !batch.lines.is_empty() && out.send(batch).await.is_err() {
+                        let batch = following.heard(&self.store.view().state, batch);
+                        let says = !batch.lines.is_empty() || !batch.failures.is_empty();
+                        if says && out.send(batch).await.is_err() {
                             return;
                         }
                     }
@@ -278,8 +288,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use skep_proto::v1::{
-        Action, Annotations, Command, ContainerSpec, LogLine, Node, NodeSpec, Object, Service, ServiceSpec, TaskSpec,
-        TaskStatus, action, object,
+        Action, Annotations, Command, ContainerSpec, LogLine, Node, NodeSpec, Object, ObjectKind, Service, ServiceSpec,
+        TaskSpec, TaskStatus, action, object,
     };
 
     use super::*;
@@ -358,15 +368,30 @@ mod tests {
         let failure = LogFailure { task_id: "a".into(), ..LogFailure::default() };
         let batch =
             LogBatch { lines: vec![line("a", 70), line("a", 60)], failures: vec![failure], ..LogBatch::default() };
-        let heard = following.heard(batch);
+        let heard = following.heard(&w.state, batch);
         assert_eq!((heard.lines.len(), heard.failures.len()), (2, 0));
-        following.missing(&w.state, ["b".to_owned()]);
+        let failures = out_of_reach(&w.state, BTreeSet::from(["b".to_owned(), "none".to_owned()]));
+        let heard = following.heard(&w.state, LogBatch { failures, ..LogBatch::default() });
+        assert!(heard.failures.is_empty());
         assert_eq!(shown(&following.requests(&w.state, 0)), ["a 71 all", "b 5 3"]);
         // What has ended is read to its end, and then no more.
         w.task("a", TaskState::Complete);
         following.ended(&w.state, &["a".into()]);
         assert!(following.requests(&w.state, 0).is_empty());
         assert!(!following.is_over(&w.state, 0));
+        // Of one that has ended, nothing more can be had: that is said, and it is not asked for again.
+        w.task("b", TaskState::Failed);
+        let failures = out_of_reach(&w.state, BTreeSet::from(["b".to_owned()]));
+        let heard = following.heard(&w.state, LogBatch { failures, ..LogBatch::default() });
+        assert_eq!(heard.failures.len(), 1);
+        assert!(following.requests(&w.state, 0).is_empty());
+        // What the cluster has forgotten is forgotten here.
+        assert_eq!((following.over.len(), following.last_ns.len()), (2, 1));
+        for id in ["a", "b", "new"] {
+            w.apply(crate::action::remove(ObjectKind::Task, id, 0).kind.unwrap());
+        }
+        assert!(following.requests(&w.state, 0).is_empty());
+        assert_eq!((following.over.len(), following.last_ns.len()), (0, 0));
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(super) async fn create(control: &Control, request: CreateNetworkRequest) -> 
 
 /// Whether what was planned did not fit the state any more.
 fn is_taken(status: &Status) -> bool {
-    matches!(status.code(), Code::AlreadyExists | Code::FailedPrecondition | Code::InvalidArgument | Code::Aborted)
+    matches!(status.code(), Code::AlreadyExists | Code::FailedPrecondition)
 }
 
 /// One network by id, prefix or name.
